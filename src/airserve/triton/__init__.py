@@ -1,0 +1,1 @@
+"""Serving with NVIDIA Triton: configuration, repository, embedded server, Python models."""

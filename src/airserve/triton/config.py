@@ -1,0 +1,123 @@
+"""config.pbtxt of every served model, generated from the contract through Triton's own protobuf.
+
+Three targets share one ensemble: `embedded` (the server of the pytriton wheel, which has the Python backend only),
+`onnxruntime` and `tensorrt` (the Triton container). The lookup is a Python model everywhere; the ranker is a Python
+model that runs ONNX Runtime on `embedded`, and the named backend elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from airserve import contract
+from airserve.contract import TensorSpec
+from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
+
+Target = Literal["embedded", "onnxruntime", "tensorrt"]
+TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime", "tensorrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSettings:
+    """What can be tuned in the generated configuration."""
+
+    max_queue_delay_us: int = 100
+    """How long a step waits for more requests to batch, microseconds."""
+    lookup_instances: int = 1
+    """Processes that run the lookup."""
+    ranker_instances: int = 1
+    """Instances of the ranker: processes on `embedded`, per GPU elsewhere."""
+    ranker_threads: int = 1
+    """ONNX Runtime threads of one ranker instance (`embedded` only)."""
+
+    def __post_init__(self) -> None:
+        for name in ("lookup_instances", "ranker_instances", "ranker_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; give a positive number")
+        if self.max_queue_delay_us < 0:
+            raise ValueError(
+                f"max_queue_delay_us: expected >= 0, got {self.max_queue_delay_us}; 0 switches waiting off"
+            )
+
+
+def _data_type(spec: TensorSpec) -> int:
+    return int(pb.DataType.Value(f"TYPE_{spec.triton_dtype}"))
+
+
+def _add_tensors(config: Any, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], *, ragged: bool) -> None:
+    for spec in inputs:
+        config.input.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims, allow_ragged_batch=ragged)
+    for spec in outputs:
+        config.output.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims)
+
+
+def _new(name: str) -> Any:
+    config = pb.ModelConfig(name=name, max_batch_size=contract.MAX_BATCH)
+    config.parameters["contract_version"].string_value = str(contract.CONTRACT_VERSION)
+    return config
+
+
+def lookup_config(settings: ServingSettings) -> Any:
+    """`intent_lookup`: item ids to the rows, nodes and chains of the request's intent tree."""
+    config = _new(contract.LOOKUP_MODEL)
+    config.backend = "python"
+    _add_tensors(config, contract.REQUEST, contract.LOOKUP_OUTPUTS, ragged=True)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.lookup_instances)
+    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    return config
+
+
+def ranker_config(target: Target, settings: ServingSettings) -> Any:
+    """`intent_ranker`: tree weights, target-aware retrieval, composition and score."""
+    config = _new(contract.RANKER_MODEL)
+    ragged = target == "embedded"
+    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=ragged)
+    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    if target == "embedded":
+        config.backend = "python"
+        config.parameters["threads"].string_value = str(settings.ranker_threads)
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.ranker_instances)
+        return config
+    config.backend = target
+    config.default_model_filename = PLAN_FILE if target == "tensorrt" else ONNX_FILE
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=settings.ranker_instances)
+    return config
+
+
+def ensemble_config() -> Any:
+    """`air`, the public model: the lookup, then the ranker."""
+    config = _new(contract.ENSEMBLE_MODEL)
+    config.platform = "ensemble"
+    _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=False)
+    lookup = config.ensemble_scheduling.step.add(model_name=contract.LOOKUP_MODEL, model_version=-1)
+    ranker = config.ensemble_scheduling.step.add(model_name=contract.RANKER_MODEL, model_version=-1)
+    for step, inputs, outputs in (
+        (lookup, contract.REQUEST, contract.LOOKUP_OUTPUTS),
+        (ranker, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS),
+    ):
+        for spec in inputs:
+            step.input_map[spec.name] = spec.name
+        for spec in outputs:
+            step.output_map[spec.name] = spec.name
+    return config
+
+
+def render(config: Any) -> str:
+    """The text of a config.pbtxt, maps in a fixed order."""
+    head = "# Generated by build/write_repository.py from airserve/contract.py; do not edit.\n"
+    return head + str(text_format.MessageToString(config))
+
+
+def all_configs(target: Target, settings: ServingSettings | None = None) -> dict[str, str]:
+    """Model name to config.pbtxt text, for one target."""
+    settings = settings or ServingSettings()
+    return {
+        contract.LOOKUP_MODEL: render(lookup_config(settings)),
+        contract.RANKER_MODEL: render(ranker_config(target, settings)),
+        contract.ENSEMBLE_MODEL: render(ensemble_config()),
+    }

@@ -1,0 +1,1 @@
+"""What runs inside Triton: the source of each `1/model.py`."""

@@ -1,0 +1,43 @@
+"""Triton Python model `intent_lookup`: item ids in, the ids of the request's intent tree out.
+
+One call handles all requests that Triton's dynamic batcher put together; each keeps its own lengths (ragged batch).
+A request that breaks the contract is answered with INVALID_ARGUMENT and does not touch its neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from airserve import contract
+from airserve.errors import InvalidRequestError
+from airserve.table.format import IntentTable
+from airserve.triton.config_names import TABLE_FOLDER
+
+
+class TritonPythonModel:
+    """Called by Triton's Python backend."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Map the table that lies beside this model's version; a damaged or foreign one stops the load."""
+        folder = os.path.join(args["model_repository"], args["model_version"], TABLE_FOLDER)
+        self.table = IntentTable.open(folder)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with its own tree."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            tensors = {
+                spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in contract.REQUEST
+            }
+            contract.validate_request(tensors)
+        except InvalidRequestError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        found = self.table.lookup(tensors)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(spec.name, found[spec.name]) for spec in contract.LOOKUP_OUTPUTS]
+        )

@@ -1,0 +1,107 @@
+"""Write a whole Triton model repository: configurations, Python models, the table and the compiled ranker.
+
+The repository is self-contained (table and graph are copied in), so that the same folder can be mounted into a
+container or pushed to a bucket. It is written beside its place and renamed, never half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airserve import contract
+from airserve.errors import ArtifactError
+from airserve.triton.config import ServingSettings, Target, all_configs
+from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, TABLE_FOLDER
+
+VERSION = "1"
+MODEL_SOURCE = '''"""Source: airserve/triton/python_models/{name}.py."""
+
+from airserve.triton.python_models.{name} import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositorySource:
+    """What a repository is made of."""
+
+    tables: Path
+    """The tables folder, with `serving/` in it."""
+    engine: Path
+    """The folder with the exported graph, and the plan when there is one."""
+    target: Target = "embedded"
+    settings: ServingSettings = field(default_factory=ServingSettings)
+
+    def __post_init__(self) -> None:
+        for path, script in (
+            (self.tables / "serving" / "manifest.json", "offline/build_tables.py"),
+            (self.engine / "manifest.json", "build/export_onnx.py"),
+        ):
+            if not path.exists():
+                raise ArtifactError(str(path), expected="a manifest", got="no such file", remedy=f"run {script} first")
+
+
+def check_same_catalogue(source: RepositorySource) -> None:
+    """Refuse a table and a ranker that were made for different catalogues or vocabularies.
+
+    Raises:
+        ArtifactError: naming both sides.
+    """
+    table = json.loads((source.tables / "serving" / "manifest.json").read_text())
+    engine = json.loads((source.engine / "manifest.json").read_text())
+    for key in ("contract_version", "catalogue_sha256", "vocabulary_sha256"):
+        if table.get(key) != engine.get(key):
+            raise ArtifactError(
+                f"{source.engine} with {source.tables}",
+                expected=f"{key} {table.get(key)} (the table's)",
+                got=f"{engine.get(key)} (the engine's)",
+                remedy="train and export the ranker on this table, or serve the table it was trained on",
+            )
+
+
+def write_static(folder: Path, target: Target, settings: ServingSettings | None = None) -> None:
+    """Write what does not depend on data: config.pbtxt files and Python models."""
+    for name, text in all_configs(target, settings).items():
+        version = folder / name / VERSION
+        version.mkdir(parents=True, exist_ok=True)
+        (folder / name / "config.pbtxt").write_text(text)
+        if name == contract.ENSEMBLE_MODEL:
+            (version / ".gitkeep").touch()
+        elif 'backend: "python"' in text:
+            (version / "model.py").write_text(MODEL_SOURCE.format(name=name))
+
+
+def write_repository(source: RepositorySource, out: Path) -> Path:
+    """Write the repository to `out`, replacing one that is there.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ArtifactError: when table and engine do not fit, or the target's engine file is missing.
+    """
+    check_same_catalogue(source)
+    engine_file = PLAN_FILE if source.target == "tensorrt" else ONNX_FILE
+    if not (source.engine / engine_file).exists():
+        raise ArtifactError(
+            str(source.engine / engine_file),
+            expected=f"the engine of target {source.target}",
+            got="no such file",
+            remedy="run build/compile_engine.py" if source.target == "tensorrt" else "run build/export_onnx.py",
+        )
+    fresh = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_static(fresh, source.target, source.settings)
+    shutil.copytree(source.tables / "serving", fresh / contract.LOOKUP_MODEL / VERSION / TABLE_FOLDER)
+    shutil.copy2(source.engine / engine_file, fresh / contract.RANKER_MODEL / VERSION / engine_file)
+    old = out.with_name(f"{out.name}.old-{os.getpid()}")
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out

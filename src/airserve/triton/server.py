@@ -1,0 +1,212 @@
+"""Start and stop a real Triton server as a child process.
+
+The server is the one that the `nvidia-pytriton` wheel carries (tritonserver 2.51.0 with the Python backend), installed
+in an environment of its own with NumPy 1.x, which its Python backend needs. It runs without a GPU. In production the
+Triton container takes its place; see docs/PRODUCTION.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from airserve.errors import EngineError, UserError
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on right now."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where the server and its models are, and how it listens."""
+
+    repository: Path
+    """The model repository to serve."""
+    environment: Path = Path(".venv-triton")
+    """The virtual environment with nvidia-pytriton and numpy<2."""
+    host: str = LOOPBACK
+    grpc_port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+    start_timeout_s: float = 120.0
+    log: Path | None = None
+    """File for the server's own log; by default a temporary one, shown when the start fails."""
+
+    def __post_init__(self) -> None:
+        if not (self.repository / "air").is_dir():
+            raise UserError(
+                str(self.repository),
+                expected="a model repository with the ensemble `air`",
+                got="none",
+                remedy="write one with build/write_repository.py",
+            )
+
+
+def find_site_packages(environment: Path) -> Path:
+    """The site-packages of the server's environment.
+
+    Raises:
+        UserError: when the environment or the server in it is missing.
+    """
+    for site in sorted(environment.glob("lib/python3.*/site-packages")):
+        if (site / "pytriton" / "tritonserver" / "bin" / "tritonserver").exists():
+            return site.resolve()
+    raise UserError(
+        str(environment),
+        expected="an environment with nvidia-pytriton",
+        got="nothing of the kind" if environment.exists() else "no such folder",
+        remedy="run `make setup`",
+    )
+
+
+class TritonServer:
+    """A running tritonserver; use as a context manager.
+
+    Attributes:
+        grpc_url: `host:port` for gRPC clients.
+        http_url: `host:port` for HTTP clients and health checks.
+        metrics_url: `host:port` of the Prometheus metrics.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.grpc_url = f"{settings.host}:{settings.grpc_port}"
+        self.http_url = f"{settings.host}:{settings.http_port}"
+        self.metrics_url = f"{settings.host}:{settings.metrics_port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch = Path(tempfile.mkdtemp(prefix="airserve-triton-"))
+        self.log_path = settings.log or self._scratch / "triton.log"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        if self._process is None:
+            raise EngineError("triton: not started; use it as a context manager or call start()")
+        return self._process.pid
+
+    def _write_backends(self, site: Path) -> Path:
+        """A backend directory with the Python backend and the stub of this Python's version."""
+        folder = self._scratch / "backends"
+        bundled = site / "pytriton" / "tritonserver"
+        shutil.copytree(bundled / "backends" / "python", folder / "python")
+        version = site.parent.name.removeprefix("python")
+        stub = bundled / "python_backend_stubs" / version / "triton_python_backend_stub"
+        if not stub.exists():
+            raise UserError(str(site), expected="a stub for this Python version", got=version, remedy="use Python 3.11")
+        shutil.copy2(stub, folder / "python" / stub.name)
+        return folder
+
+    def command(self, backends: Path, site: Path) -> list[str]:
+        """The tritonserver command line."""
+        s = self.settings
+        return [
+            str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
+            f"--model-repository={s.repository.resolve()}",
+            f"--backend-directory={backends}",
+            f"--grpc-address={s.host}",
+            f"--http-address={s.host}",
+            f"--metrics-address={s.host}",
+            f"--grpc-port={s.grpc_port}",
+            f"--http-port={s.http_port}",
+            f"--metrics-port={s.metrics_port}",
+            "--allow-gpu-metrics=false",
+            "--disable-auto-complete-config",
+            "--exit-on-error=true",
+            "--exit-timeout-secs=10",
+        ]
+
+    def _environment(self, site: Path) -> dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        source = Path(__file__).resolve().parents[2]
+        base_lib = Path(sys.base_prefix) / "lib"
+        env["LD_LIBRARY_PATH"] = (
+            f"{site.parents[1] / 'nvidia_pytriton.libs'}:{site / 'nvidia_pytriton.libs'}:{base_lib}"
+        )
+        env["PYTHONPATH"] = f"{source}:{site}"
+        env["PYTHONHOME"] = sys.base_prefix
+        env["PATH"] = f"{site.parents[2] / 'bin'}:{env.get('PATH', '')}"
+        env["OMP_NUM_THREADS"] = "1"
+        env["PYTHONDONTWRITEBYTECODE"] = "1"
+        return env
+
+    def start(self) -> TritonServer:
+        """Start the server and wait until every model is ready.
+
+        Raises:
+            EngineError: when it ends or is not ready in time; the end of its log is part of the message.
+        """
+        site = find_site_packages(self.settings.environment)
+        backends = self._write_backends(site)
+        with open(self.log_path, "wb") as log:
+            self._process = subprocess.Popen(
+                self.command(backends, site),
+                env=self._environment(site),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + self.settings.start_timeout_s
+        while not self.is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = "\n".join(self.log_path.read_text(errors="replace").splitlines()[-40:])
+                self.stop()
+                raise EngineError(f"triton: not ready within {self.settings.start_timeout_s:.0f} s; its log:\n{tail}")
+            time.sleep(0.1)
+        return self
+
+    def is_ready(self) -> bool:
+        """Whether the server answers and all its models are loaded."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http_url}/v2/health/ready", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def version(self) -> str:
+        """The server's own version, e.g. `2.51.0`."""
+        with urllib.request.urlopen(f"http://{self.http_url}/v2", timeout=5) as answer:
+            return str(json.load(answer)["version"])
+
+    def metrics(self) -> str:
+        """The Prometheus text of the server."""
+        with urllib.request.urlopen(f"http://{self.metrics_url}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def stop(self) -> None:
+        """Let requests in flight finish, then end the server; kill it after 20 seconds."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        self._process = None
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
