@@ -68,7 +68,7 @@ def uv_environment(python: Path) -> dict[str, str]:
 
 def wanted_stamp(lock: str) -> str:
     """What an up-to-date environment is stamped with."""
-    text = (ROOT / "requirements" / lock).read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    text = (ROOT / "requirements" / lock).read_bytes()
     return hashlib.sha256(text + str(ROOT).encode()).hexdigest()
 
 
@@ -89,9 +89,8 @@ def install(environment: str, lock: str) -> None:
     steps = [[sys.executable, "-m", "venv", str(folder)]]
     if folder.name == ".venv":
         steps.append([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV])
-    env = None
     for step in steps:
-        if subprocess.run(step, env=env, check=False).returncode:
+        if subprocess.run(step, check=False).returncode:
             fail(REMEDY.format(environment=environment, lock=lock))
     env = uv_environment(main_python)
     lock_step = [
@@ -103,12 +102,10 @@ def install(environment: str, lock: str) -> None:
         "-r",
         f"requirements/{lock}",
     ]
-    steps = [lock_step]
-    if folder.name == ".venv":
-        steps.append([*uv, "--no-deps", "--no-build-isolation", "-e", "."])
-    for step in steps:
-        if subprocess.run(step, env=env, cwd=ROOT, check=False).returncode:
-            fail(REMEDY.format(environment=environment, lock=lock))
+    if subprocess.run(lock_step, env=env, cwd=ROOT, check=False).returncode:
+        fail(REMEDY.format(environment=environment, lock=lock))
+    # Both import airserve from src/; Triton's Python backend reads .pth files but no PYTHONPATH.
+    (folder / "lib" / "python3.11" / "site-packages" / "airserve.pth").write_text(f"{ROOT / 'src'}\n")
     stamp.write_text(wanted_stamp(lock))
     print(f"install: {environment} ready, {time.monotonic() - start:.0f} s", flush=True)
 

@@ -136,12 +136,9 @@ class TritonServer:
 
     def _environment(self, site: Path) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-        source = Path(__file__).resolve().parents[2]
         base_lib = Path(sys.base_prefix) / "lib"
-        env["LD_LIBRARY_PATH"] = (
-            f"{site.parents[1] / 'nvidia_pytriton.libs'}:{site / 'nvidia_pytriton.libs'}:{base_lib}"
-        )
-        env["PYTHONPATH"] = f"{source}:{site}"
+        env["LD_LIBRARY_PATH"] = f"{site / 'nvidia_pytriton.libs'}:{base_lib}"
+        # The stub finds its packages through the `python` on PATH; PYTHONPATH does not reach it.
         env["PYTHONHOME"] = sys.base_prefix
         env["PATH"] = f"{site.parents[2] / 'bin'}:{env.get('PATH', '')}"
         env["OMP_NUM_THREADS"] = "1"
