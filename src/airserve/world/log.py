@@ -29,6 +29,8 @@ from airserve.world.titles import content_title, is_held_out, product_title
 DAY_S = 86_400
 EPOCH_S = 1_750_000_000
 """The world's first second; a fixed date, so that the log is the same every time."""
+CUT_ALLOWANCE = 1.11
+"""Events simulated per event kept: the log of a held-out user ends with the held-out order."""
 LEAF_ACTIONS_CONTENT = (("view", 0.7), ("like", 0.3))
 LEAF_ACTIONS_PRODUCT = (("click", 0.8), ("cart", 0.2))
 
@@ -187,7 +189,8 @@ class World:
         s = self.settings
         rng = np.random.default_rng([s.seed, 2, user])
         segment = int(rng.integers(s.segments))
-        wanted = max(6, int(rng.normal(s.events / s.users, 0.3 * s.events / s.users)))
+        mean = CUT_ALLOWANCE * s.events / s.users
+        wanted = max(6, int(rng.normal(mean, 0.3 * mean)))
         noise_share = rng.uniform(0.3, 0.5)
         interests = rng.choice(self._domains, size=min(3, len(self._domains)), replace=False)
         events: list[Event] = []

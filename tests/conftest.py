@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests: the main job on a small world, and a real Triton that serves it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = 0.25
+"""Size of the world that tests run the main job on: 1,000 items, 1,250 users, 50,000 events."""
+
+
+@pytest.fixture(scope="session")
+def small_job(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The main job up to the model repository, on a small world, with the real vLLM; `(job, results)`."""
+    from airserve.main_job import MainJob, steps
+    from airserve.pipeline import run_chain
+
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        folder = tmp_path_factory.mktemp("job")
+        job = MainJob(folder=folder, size=SMALL, train_minutes=1.0)
+        chain = [step for step in steps(job) if step.name != "llm_online"]
+        results = run_chain(chain, folder / "steps")
+    finally:
+        os.chdir(before)
+    return job, results
+
+
+@pytest.fixture(scope="session")
+def served(small_job: Any) -> Iterator[Any]:
+    """A real Triton that serves the small job's repository."""
+    from airserve.triton.server import ServerSettings, TritonServer
+
+    job, _ = small_job
+    settings = ServerSettings(repository=job.folder / "model_repository", environment=ROOT / ".venv-triton")
+    with TritonServer(settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def logged(small_job: Any) -> Any:
+    """Forty users of the small world's test split as `LoggedUser`."""
+    from airserve.showcase import Catalogue, logged_users
+
+    data = small_job[0].folder / "data"
+    return logged_users(data, Catalogue.open(data), count=40, candidates=50)
