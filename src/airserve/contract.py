@@ -188,7 +188,8 @@ def validate_request(tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     candidates = tensors[CANDIDATE_ITEMS.name]
     batch = candidates.shape[0]
     if not 1 <= batch <= MAX_BATCH:
-        raise _refuse(CANDIDATE_ITEMS, f"1 to {MAX_BATCH} requests in a call", str(batch), "split the call")
+        remedy = "split the call" if batch else "send at least one request"
+        raise _refuse(CANDIDATE_ITEMS, f"1 to {MAX_BATCH} requests in a call", str(batch), remedy)
     for spec, array in ((BEHAVIOUR_ITEMS, items), (BEHAVIOUR_ACTIONS, actions), (BEHAVIOUR_AGES_S, ages_s)):
         if array.shape != (batch, items.shape[1]):
             raise _refuse(

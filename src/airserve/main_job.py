@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from airserve import contract
 from airserve.pipeline import Step
 
 LIBRARY = Path("src/airserve")
@@ -136,7 +137,7 @@ def _build_steps(job: MainJob) -> list[Step]:
             about="write the Triton model repository",
             command=_script("build/write_repository.py", "--tables", tables, "--engine", engine, "--out", repository),
             reads=(Path("build/write_repository.py"), engine / "ranker.onnx", manifest, *_source("triton")),
-            writes=(repository / "air" / "config.pbtxt",),
+            writes=(repository / contract.ENSEMBLE_MODEL / "config.pbtxt",),
         ),
     ]
 

@@ -90,6 +90,8 @@ def run_step(step: Step, state: Path, *, number: int, of: int, reuse: bool = Tru
             print(f"{head}: unchanged, reused", file=sys.stderr, flush=True)
             return dict(known["result"])
     print(head, file=sys.stderr, flush=True)
+    # A failure from here on may leave half of the outputs: what an earlier run remembered no longer holds.
+    memory.unlink(missing_ok=True)
     start = time.monotonic()
     done = subprocess.run([sys.executable, *step.command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -99,15 +101,17 @@ def run_step(step: Step, state: Path, *, number: int, of: int, reuse: bool = Tru
         raise StepError(f"{step.command[0]}: did not write {', '.join(missing)}")
     try:
         result = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, json.JSONDecodeError) as error:
-        raise StepError(f"{step.command[0]}: its last line is not JSON: {done.stdout[-200:]!r}") from error
+    except (IndexError, ValueError):
+        result = None
+    if not isinstance(result, dict):
+        raise StepError(f"{step.command[0]}: its last line is no JSON object: {done.stdout[-200:]!r}")
     state.mkdir(parents=True, exist_ok=True)
     part = memory.with_name(f"{memory.name}.tmp-{os.getpid()}")
-    part.write_text(json.dumps({"fingerprint": fingerprint(step), "result": result}))
+    part.write_text(json.dumps({"fingerprint": mark, "result": result}))
     part.replace(memory)
     wrote = ", ".join(str(path) for path in step.writes)
     print(f"      {time.monotonic() - start:.0f} s, wrote {wrote}", file=sys.stderr, flush=True)
-    return dict(result)
+    return result
 
 
 def run_chain(steps: list[Step], state: Path) -> dict[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ class Progress:
             return
         share = min(self.done / self.total, 1.0)
         rate = self.done / spent_s if spent_s > 0 else 0.0
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate and not final else f"{spent_s:.0f} s"
+        left = f"{max(self.total - self.done, 0) / rate:.0f} s left" if rate and not final else f"{spent_s:.0f} s"
         bar = "#" * int(16 * share)
         text = f"{self.title[:22]:22} [{bar:16}] {share:4.0%} {rate:,.0f} {self.unit}/s {left} {self.note}"
         if self._tty:

@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from airserve import contract
 from airserve.client import Behaviour, NodeTexts, RankClient, RankRequest, to_tensors
-from airserve.table.format import IntentTable
+from airserve.table.lookup import IntentTable
 
 pytestmark = [pytest.mark.triton, pytest.mark.vllm]
 ALL = [spec.name for spec in contract.RESPONSE]

@@ -18,6 +18,8 @@ from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
 from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
 
+TIMING_CACHE = "timing.cache"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompileSettings:
@@ -86,21 +88,28 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
         profiles=[profile],
         version_compatible=settings.version_compatible,
         memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace_bytes},
-        load_timing_cache=str(settings.engine / "timing.cache"),
+        load_timing_cache=str(settings.engine / TIMING_CACHE),
     )
     try:
-        plan = bytes(EngineBytesFromNetwork(NetworkFromOnnxPath(str(graph)), config=config)())
+        plan = bytes(
+            EngineBytesFromNetwork(
+                NetworkFromOnnxPath(str(graph)), config=config, save_timing_cache=str(settings.engine / TIMING_CACHE)
+            )()
+        )
     except Exception as error:
         raise EngineError(f"tensorrt {trt.__version__}: did not build {graph}: {error}") from error
-    target = settings.engine / PLAN_FILE
-    part = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    part.write_bytes(plan)
-    part.replace(target)
+    _write(settings.engine / PLAN_FILE, plan)
     about = {
         "tensorrt": trt.__version__,
         "version_compatible": settings.version_compatible,
         "plan_bytes": len(plan),
         "profile": profile_json(settings.max_batch),
     }
-    (settings.engine / "plan.json").write_text(json.dumps(about, indent=1))
+    _write(settings.engine / "plan.json", json.dumps(about, indent=1).encode())
     return about
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)

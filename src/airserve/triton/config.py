@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from airserve import contract
 from airserve.contract import TensorSpec
+from airserve.errors import UserError
 from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
@@ -36,13 +37,11 @@ class ServingSettings:
     """ONNX Runtime threads of one ranker instance (`embedded` only)."""
 
     def __post_init__(self) -> None:
-        for name in ("lookup_instances", "ranker_instances", "ranker_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; give a positive number")
-        if self.max_queue_delay_us < 0:
-            raise ValueError(
-                f"max_queue_delay_us: expected >= 0, got {self.max_queue_delay_us}; 0 switches waiting off"
-            )
+        bounds = {"lookup_instances": 1, "ranker_instances": 1, "ranker_threads": 1, "max_queue_delay_us": 0}
+        for name, fewest in bounds.items():
+            value = getattr(self, name)
+            if value < fewest:
+                raise UserError(name, expected=f"at least {fewest}", got=str(value), remedy=f"give {fewest} or more")
 
 
 def _data_type(spec: TensorSpec) -> int:
@@ -85,7 +84,10 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
         return config
     config.backend = target
     config.default_model_filename = PLAN_FILE if target == "tensorrt" else ONNX_FILE
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=settings.ranker_instances)
+    config.instance_group.add(
+        kind=pb.ModelInstanceGroup.KIND_AUTO if target == "onnxruntime" else pb.ModelInstanceGroup.KIND_GPU,
+        count=settings.ranker_instances,
+    )
     return config
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from airserve import contract
 from airserve.errors import EngineError, UserError
 
 LOOPBACK = "127.0.0.1"
@@ -52,10 +53,10 @@ class ServerSettings:
     """File for the server's own log; by default a temporary one, shown when the start fails."""
 
     def __post_init__(self) -> None:
-        if not (self.repository / "air").is_dir():
+        if not (self.repository / contract.ENSEMBLE_MODEL).is_dir():
             raise UserError(
                 str(self.repository),
-                expected="a model repository with the ensemble `air`",
+                expected=f"a model repository with the ensemble `{contract.ENSEMBLE_MODEL}`",
                 got="none",
                 remedy="write one with build/write_repository.py",
             )

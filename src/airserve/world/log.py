@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from airserve.errors import UserError
 from airserve.ids import item_id
 from airserve.world.intent_rules import true_paths
 from airserve.world.ontology import Leaf, Ontology
@@ -60,10 +61,18 @@ class WorldSettings:
     def __post_init__(self) -> None:
         for name in ("contents", "products", "users", "events", "days", "segments"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; choose a larger size")
+                raise UserError(
+                    name, expected="at least 1", got=str(getattr(self, name)), remedy="choose a larger size"
+                )
 
     def scaled(self, factor: float) -> WorldSettings:
-        """The same world, `factor` times as large in items, users and events."""
+        """The same world, `factor` times as large in items, users and events.
+
+        Raises:
+            UserError: for a factor that is not above 0.
+        """
+        if not 0 < factor < float("inf"):
+            raise UserError("size", expected="a number above 0", got=f"{factor:g}", remedy="1.0 is the usual size")
         sizes = {
             name: max(8, round(getattr(self, name) * factor)) for name in ("contents", "products", "users", "events")
         }
@@ -250,7 +259,7 @@ class World:
                 yield Event(user=user, item=product, action="order", day=day, segment=segment, leaf=leaf)
             if rng.random() < s.complement_chance:
                 path = true_paths(leaf, "order", segment)[-1]
-                followers.append((self._leaf_of_path[tuple(path)], day + float(rng.exponential(2.0))))
+                followers.append((self._leaf_of_path[path], day + float(rng.exponential(2.0))))
 
     def _noise(self, rng: np.random.Generator, user: int, segment: int, day: float) -> Iterator[Event]:
         if rng.random() < 0.75:

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from airserve import contract
 from airserve.errors import InvalidRequestError
-from airserve.table.format import IntentTable
+from airserve.table.lookup import IntentTable
 from airserve.triton.config_names import TABLE_FOLDER
 
 
@@ -35,9 +35,11 @@ class TritonPythonModel:
                 spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in contract.REQUEST
             }
             contract.validate_request(tensors)
+            found = self.table.lookup(tensors)
         except InvalidRequestError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-        found = self.table.lookup(tensors)
+        except Exception as error:  # one request's fault must not fail the batch
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{contract.LOOKUP_MODEL}: {error!r}"))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(spec.name, found[spec.name]) for spec in contract.LOOKUP_OUTPUTS]
         )

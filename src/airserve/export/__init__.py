@@ -1,0 +1,1 @@
+"""Export of the ranker to ONNX and TensorRT, with parity checks."""

@@ -1,0 +1,232 @@
+"""The committed model repository, and the configuration that is generated for each target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from airserve import contract
+from airserve.contract import TensorSpec
+from airserve.errors import ArtifactError, UserError
+from airserve.triton.config import TARGETS, ServingSettings, Target, all_configs
+from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, TABLE_FOLDER
+from airserve.triton.repository import RepositorySource, write_repository, write_static
+
+COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
+REGENERATE = "run `make repository` and commit what it writes"
+
+SIGNATURES: dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
+    contract.ENSEMBLE_MODEL: (contract.REQUEST, contract.RESPONSE),
+    contract.LOOKUP_MODEL: (contract.REQUEST, contract.LOOKUP_OUTPUTS),
+    contract.RANKER_MODEL: (contract.RANKER_INPUTS, contract.RANKER_OUTPUTS),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def parse(text: str) -> Any:
+    return text_format.Parse(text, pb.ModelConfig())
+
+
+def configs(target: Target, settings: ServingSettings | None = None) -> dict[str, Any]:
+    return {name: parse(text) for name, text in all_configs(target, settings).items()}
+
+
+def signature(tensors: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name to dtype and dims, of a config's inputs or outputs."""
+    return {tensor.name: (pb.DataType.Name(tensor.data_type), tuple(tensor.dims)) for tensor in tensors}
+
+
+def expected_signature(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {spec.name: (f"TYPE_{spec.triton_dtype}", spec.dims) for spec in specs}
+
+
+def test_the_committed_repository_is_what_the_contract_generates(tmp_path: Path) -> None:
+    write_static(tmp_path, "embedded")
+    fresh, committed = contents(tmp_path), contents(COMMITTED)
+    assert sorted(fresh) == sorted(committed), REGENERATE
+    for name, content in fresh.items():
+        assert content.decode() == committed[name].decode(), f"{name}: {REGENERATE}"
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_static(tmp_path / name, "embedded")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", SIGNATURES)
+def test_a_config_parses_back_to_the_contract(target: Target, model: str) -> None:
+    config = configs(target)[model]
+    inputs, outputs = SIGNATURES[model]
+    assert config.name == model
+    assert config.max_batch_size == contract.MAX_BATCH > 0
+    assert signature(config.input) == expected_signature(inputs)
+    assert signature(config.output) == expected_signature(outputs)
+    assert config.parameters["contract_version"].string_value == str(contract.CONTRACT_VERSION)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_served_model_has_a_config(target: Target) -> None:
+    assert set(configs(target)) == set(SIGNATURES)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_two_steps_batch_dynamically_and_the_ensemble_schedules_them(target: Target) -> None:
+    found = configs(target)
+    assert found[contract.LOOKUP_MODEL].HasField("dynamic_batching")
+    assert found[contract.RANKER_MODEL].HasField("dynamic_batching")
+    assert found[contract.ENSEMBLE_MODEL].HasField("ensemble_scheduling")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_input_and_output_of_the_ensemble_is_wired(target: Target) -> None:
+    found = configs(target)
+    ensemble = found[contract.ENSEMBLE_MODEL]
+    known = signature(ensemble.input)
+    consumed: set[str] = set()
+    for step in ensemble.ensemble_scheduling.step:
+        model = found[step.model_name]
+        assert set(step.input_map) == set(signature(model.input)), f"{step.model_name}: an input is not fed"
+        assert set(step.output_map) <= set(signature(model.output)), f"{step.model_name}: no such output"
+        for own, tensor in step.input_map.items():
+            assert known[tensor] == signature(model.input)[own], f"{tensor}: other dtype or dims than {own}"
+            consumed.add(tensor)
+        produced = {tensor: signature(model.output)[own] for own, tensor in step.output_map.items()}
+        assert not known.keys() & produced.keys(), f"{step.model_name}: writes a tensor that is already there"
+        known |= produced
+    assert set(signature(ensemble.input)) <= consumed
+    for name, wanted in signature(ensemble.output).items():
+        assert known[name] == wanted
+
+
+def test_the_ranker_runs_in_the_backend_of_the_target() -> None:
+    rankers = {target: configs(target)[contract.RANKER_MODEL] for target in TARGETS}
+    assert {target: ranker.backend for target, ranker in rankers.items()} == {
+        "embedded": "python",
+        "onnxruntime": "onnxruntime",
+        "tensorrt": "tensorrt",
+    }
+    assert rankers["onnxruntime"].default_model_filename == ONNX_FILE
+    assert rankers["tensorrt"].default_model_filename == PLAN_FILE
+
+
+def test_the_lookup_is_the_same_on_every_target() -> None:
+    assert len({all_configs(target)[contract.LOOKUP_MODEL] for target in TARGETS}) == 1
+    assert len({all_configs(target)[contract.ENSEMBLE_MODEL] for target in TARGETS}) == 1
+
+
+def test_python_models_take_requests_of_different_lengths_in_one_batch() -> None:
+    found = configs("embedded")
+    for model in (contract.LOOKUP_MODEL, contract.RANKER_MODEL):
+        assert all(tensor.allow_ragged_batch for tensor in found[model].input)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_a_compiled_ranker_takes_whole_tensors_only(target: Target) -> None:
+    assert not any(tensor.allow_ragged_batch for tensor in configs(target)[contract.RANKER_MODEL].input)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_python_models_are_written_exactly_where_the_python_backend_runs_them(tmp_path: Path, target: Target) -> None:
+    write_static(tmp_path, target)
+    found = configs(target)
+    with_source = {path.parent.parent.name for path in tmp_path.glob("*/1/model.py")}
+    assert with_source == {name for name, config in found.items() if config.backend == "python"}
+    assert {path.parent.name for path in tmp_path.glob("*/1")} == set(SIGNATURES)
+
+
+def test_settings_reach_the_configuration() -> None:
+    settings = ServingSettings(max_queue_delay_us=7, lookup_instances=2, ranker_instances=3, ranker_threads=4)
+    found = configs("embedded", settings)
+    lookup, ranker = found[contract.LOOKUP_MODEL], found[contract.RANKER_MODEL]
+    assert lookup.instance_group[0].count == 2
+    assert ranker.instance_group[0].count == 3
+    assert ranker.parameters["threads"].string_value == "4"
+    assert lookup.dynamic_batching.max_queue_delay_microseconds == 7
+    assert ranker.dynamic_batching.max_queue_delay_microseconds == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lookup_instances", 0), ("ranker_instances", -1), ("ranker_threads", 0), ("max_queue_delay_us", -1)],
+)
+def test_impossible_settings_are_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"{name}: .*got {value}"):
+        ServingSettings(**{name: value})
+
+
+# A whole repository, of stand-in files.
+
+MANIFEST = {"contract_version": contract.CONTRACT_VERSION, "catalogue_sha256": "c", "vocabulary_sha256": "v"}
+
+
+def source_of(
+    folder: Path, *, target: Target = "embedded", engine_file: str = ONNX_FILE, **engine: object
+) -> RepositorySource:
+    serving, engine_folder = folder / "tables" / "serving", folder / "engine"
+    serving.mkdir(parents=True)
+    engine_folder.mkdir()
+    (serving / "manifest.json").write_text(json.dumps(MANIFEST))
+    (serving / "items.npy").write_bytes(b"items")
+    (engine_folder / "manifest.json").write_text(json.dumps({**MANIFEST, **engine}))
+    (engine_folder / engine_file).write_bytes(b"graph")
+    return RepositorySource(tables=folder / "tables", engine=engine_folder, target=target)
+
+
+def test_a_repository_holds_the_static_part_the_table_and_the_engine(tmp_path: Path) -> None:
+    out = write_repository(source_of(tmp_path), tmp_path / "deep" / "repository")
+    found = contents(out)
+    assert {name: content for name, content in found.items() if name in contents(COMMITTED)} == contents(COMMITTED)
+    added = {name: content for name, content in found.items() if name not in contents(COMMITTED)}
+    assert added == {
+        f"{contract.LOOKUP_MODEL}/1/{TABLE_FOLDER}/items.npy": b"items",
+        f"{contract.LOOKUP_MODEL}/1/{TABLE_FOLDER}/manifest.json": json.dumps(MANIFEST).encode(),
+        f"{contract.RANKER_MODEL}/1/{ONNX_FILE}": b"graph",
+    }
+
+
+def test_a_repository_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    source = source_of(tmp_path)
+    out = write_repository(source, tmp_path / "repository")
+    (out / "stale").touch()
+    write_repository(source, out)
+    assert not (out / "stale").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "repository", "tables"]
+
+
+@pytest.mark.parametrize("key", MANIFEST)
+def test_a_table_and_an_engine_made_apart_are_refused_with_both_sides(tmp_path: Path, key: str) -> None:
+    source = source_of(tmp_path, **{key: "another"})
+    with pytest.raises(ArtifactError, match=rf"{key} {MANIFEST[key]} .*another"):
+        write_repository(source, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "there", "script"),
+    [("tensorrt", ONNX_FILE, r"compile_engine\.py"), ("onnxruntime", PLAN_FILE, r"export_onnx\.py")],
+)
+def test_a_target_without_its_engine_file_is_refused_with_what_to_run(
+    tmp_path: Path, target: Target, there: str, script: str
+) -> None:
+    source = source_of(tmp_path, target=target, engine_file=there)
+    with pytest.raises(ArtifactError, match=script):
+        write_repository(source, tmp_path / "repository")
+
+
+def test_a_folder_without_a_manifest_is_refused_with_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"build_tables\.py"):
+        RepositorySource(tables=tmp_path, engine=tmp_path)

@@ -1,0 +1,85 @@
+"""The engine's optimisation profile, and what compiling says where it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airserve import contract
+from airserve.contract import TensorSpec
+from airserve.errors import ArtifactError, EngineError
+from airserve.export import tensorrt
+from airserve.export.tensorrt import CompileSettings, compile_engine, profile_json, profile_shapes
+from airserve.triton.config_names import ONNX_FILE
+
+each_input = pytest.mark.parametrize("spec", contract.RANKER_INPUTS, ids=lambda spec: spec.name)
+
+
+@each_input
+def test_a_profile_is_min_opt_max_in_the_rank_of_the_input(spec: TensorSpec) -> None:
+    low, usual, high = profile_shapes(spec)
+    assert len(low) == len(usual) == len(high) == len(spec.axes)
+    assert all(1 <= a <= b <= c for a, b, c in zip(low, usual, high, strict=True))
+
+
+@each_input
+def test_every_axis_takes_its_bounds_from_the_contract(spec: TensorSpec) -> None:
+    for axis, size, *bounds in zip(spec.axes, (-1, *spec.dims), *profile_shapes(spec), strict=True):
+        assert bounds == (list(contract.PROFILE[axis]) if size == -1 else [size] * 3)
+
+
+def test_the_largest_request_of_the_contract_fits_the_profile() -> None:
+    high = {spec: profile_shapes(spec)[2] for spec in contract.RANKER_INPUTS}
+    assert high[contract.BEHAVIOUR_ROWS] == (contract.MAX_BATCH, contract.MAX_BEHAVIOURS)
+    assert high[contract.BEHAVIOUR_CHAINS] == (contract.MAX_BATCH, contract.MAX_BEHAVIOURS, contract.MAX_PATHS)
+    assert high[contract.CANDIDATE_ROWS] == (contract.MAX_BATCH, contract.MAX_CANDIDATES)
+    assert high[contract.CHAIN_SLOTS] == (contract.MAX_BATCH, contract.MAX_CHAINS, contract.MAX_DEPTH)
+    assert high[contract.TREE_NODES] == (contract.MAX_BATCH, contract.MAX_TREE_NODES)
+
+
+def test_a_single_request_with_a_history_and_a_candidate_of_one_fits_the_profile() -> None:
+    for spec in contract.RANKER_INPUTS:
+        low = profile_shapes(spec)[0]
+        assert all(size == 1 for size, wanted in zip(low[1:], spec.dims, strict=True) if wanted == -1)
+
+
+@each_input
+def test_a_smaller_batch_bounds_min_opt_and_max(spec: TensorSpec) -> None:
+    assert [shape[0] for shape in profile_shapes(spec, 1)] == [1, 1, 1]
+    assert profile_shapes(spec, 8)[2][0] == 8
+    assert profile_shapes(spec, 8)[2][1:] == profile_shapes(spec)[2][1:]
+
+
+def test_the_profile_as_json_names_every_input_once() -> None:
+    profile = json.loads(json.dumps(profile_json()))
+    assert list(profile) == [spec.name for spec in contract.RANKER_INPUTS]
+    assert all(len(shapes) == 3 for shapes in profile.values())
+
+
+@pytest.mark.parametrize("max_batch", [0, contract.MAX_BATCH + 1])
+def test_a_batch_that_the_contract_does_not_have_is_refused(tmp_path: Path, max_batch: int) -> None:
+    with pytest.raises(ArtifactError, match=f"max_batch: .*got {max_batch}"):
+        CompileSettings(engine=tmp_path, max_batch=max_batch)
+
+
+def test_compiling_without_a_graph_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"export_onnx\.py"):
+        compile_engine(CompileSettings(engine=tmp_path))
+
+
+def test_compiling_without_tensorrt_says_where_it_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "has_tensorrt", lambda: False)
+    (tmp_path / ONNX_FILE).write_bytes(b"a graph")
+    with pytest.raises(EngineError, match="Triton container"):
+        compile_engine(CompileSettings(engine=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [ONNX_FILE]
+
+
+def test_tensorrt_counts_as_missing_when_polygraphy_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"tensorrt"}
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object() if name in found else None)
+    assert not tensorrt.has_tensorrt()
+    found.add("polygraphy")
+    assert tensorrt.has_tensorrt()
