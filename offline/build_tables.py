@@ -1,0 +1,65 @@
+"""Build the intent vocabulary and the atomic intent table from the LLM's answers, and publish them for serving.
+
+    cd artifacts/demo; python ../../offline/build_tables.py --data data --intents intents --out tables
+
+Bound by the text encoder: about 330 new titles/s on 2 cores; a second run takes them from the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from airserve.errors import UserError
+from airserve.table.build import BuildSettings, build_tables
+from airserve.table.embed import BUNDLED
+
+app = App(help=__doc__)
+
+
+@app.default
+def main(
+    *,
+    data: Path,
+    intents: Path,
+    out: Path,
+    previous: Path | None = None,
+    embedder: str = BUNDLED,
+    cache: Path = Path("artifacts/cache"),
+    shuffle_seed: int | None = None,
+    table_version: int | None = None,
+) -> None:
+    """Build and publish the tables.
+
+    Args:
+        data: folder with items.parquet.
+        intents: folder with answers.parquet.
+        out: the tables folder to write.
+        previous: a vocabulary.parquet whose node ids (and vectors) are kept.
+        embedder: the bundled model, a folder, or any sentence-transformers name.
+        cache: where embedded texts are kept between runs.
+        shuffle_seed: give every item another item's intents: the control experiment.
+        table_version: a version of your own; from the content where left out.
+    """
+    settings = BuildSettings(
+        data=data,
+        intents=intents,
+        out=out,
+        previous=previous,
+        embedder=embedder,
+        cache=cache,
+        shuffle_seed=shuffle_seed,
+        table_version=table_version,
+    )
+    print(json.dumps(build_tables(settings)))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

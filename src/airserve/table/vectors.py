@@ -1,0 +1,118 @@
+"""Reduce text embeddings to the width that the ranker holds, and blend an item's title with its intents.
+
+Shapes: S sampled texts, W width of the text embedder, E width served, N items, P paths per item, V nodes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from airserve import contract
+from airserve.errors import DataError
+
+VECTOR_WIDTH = 128
+MAX_SAMPLE = 20_000
+"""Texts that the projection is fitted on, spread evenly over all."""
+MIN_CENTRED = 2 * VECTOR_WIDTH
+"""Fewer texts than this are not centred: their mean says more of the sample than of the language."""
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """A linear map of text embeddings to E dimensions."""
+
+    identity: str
+    """Of the text embedder it was fitted for."""
+    mean: Vectors
+    """[W], subtracted first."""
+    axes: Vectors
+    """[W, E]"""
+
+    def apply(self, embeddings_SW: Vectors) -> Vectors:
+        """Project and L2-normalise: float32 [S, E]."""
+        return normalised((embeddings_SW - self.mean) @ self.axes)
+
+    def save(self, path: Path) -> None:
+        """Write it, atomically."""
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        with temporary.open("wb") as stream:
+            np.savez(stream, identity=np.array(self.identity), mean=self.mean, axes=self.axes)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Projection:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(identity=str(stored["identity"]), mean=stored["mean"], axes=stored["axes"])
+        except Exception as error:  # a damaged archive raises what it likes
+            raise DataError(
+                str(path), expected="a projection", got=f"{type(error).__name__}", remedy="build without --previous"
+            ) from None
+
+
+def normalised(vectors: npt.NDArray[Any]) -> Vectors:
+    """Rows of length 1; rows of zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12).astype(np.float32)
+    return unit
+
+
+def fit_projection(embeddings_SW: Vectors, identity: str, width: int = VECTOR_WIDTH) -> Projection:
+    """Principal components of the embeddings.
+
+    The sign of each axis is fixed (its largest entry is positive), so that equal input gives equal vectors. Where the
+    embeddings have fewer than `width` dimensions, the rest are zeros.
+    """
+    step = -(-len(embeddings_SW) // MAX_SAMPLE)
+    sample = embeddings_SW[:: max(step, 1)].astype(np.float64)
+    embedder_width = embeddings_SW.shape[1]
+    centred = len(sample) >= MIN_CENTRED
+    mean_W = sample.mean(axis=0) if centred else np.zeros(embedder_width)
+    deviations = sample - mean_W
+    _, eigenvectors = np.linalg.eigh(deviations.T @ deviations)
+    axes = eigenvectors[:, ::-1][:, :width]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    axes_WE = np.zeros((embedder_width, width), dtype=np.float32)
+    axes_WE[:, : axes.shape[1]] = axes * np.sign(largest)
+    return Projection(identity=identity, mean=mean_W.astype(np.float32), axes=axes_WE)
+
+
+def node_table(node_vectors: Vectors) -> Vectors:
+    """Vectors of nodes 1.. with the row of node 0 in front: float32 [V, E]."""
+    return np.concatenate([np.zeros((1, node_vectors.shape[1]), dtype=np.float32), node_vectors])
+
+
+def item_table(
+    titles_NE: Vectors, node_vectors_VE: Vectors, item_paths_NP: npt.NDArray[np.int32], leaf_of_path: npt.NDArray[Any]
+) -> Vectors:
+    """Vectors of the catalogue's rows: float32 [N + 2, E].
+
+    Args:
+        titles_NE: title vectors, normalised.
+        node_vectors_VE: node vectors with node 0.
+        item_paths_NP: default path numbers of each item (without the reserved rows), -1 where none.
+        leaf_of_path: the finest node of each path.
+
+    Returns:
+        The normalised mean of an item's title vector and of the (normalised) mean of its default paths' leaves; the
+        title vector alone where it has no paths. The reserved rows are zeros.
+    """
+    leaves_NP = np.where(item_paths_NP >= 0, np.append(leaf_of_path, contract.PAD_NODE)[item_paths_NP], 0)
+    vectors = np.zeros((len(titles_NE) + contract.FIRST_ITEM_ROW, titles_NE.shape[1]), dtype=np.float32)
+    # Node 0 is a row of zeros, and a mean's direction does not depend on what it is divided by.
+    leaf_sum = sum(node_vectors_VE[leaves_NP[:, place]] for place in range(leaves_NP.shape[1]))
+    vectors[contract.FIRST_ITEM_ROW :] = normalised(titles_NE + normalised(np.asarray(leaf_sum)))
+    return vectors
