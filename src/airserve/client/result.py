@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
-from airserve.client.request import RankRequest
+from airserve.client.request import Id, RankRequest
 from airserve.errors import ArtifactError
 
 
@@ -38,7 +39,9 @@ class NodeTexts(dict[int, str]):
 
     def save(self, path: Path) -> None:
         """Write as JSON, for clients without pyarrow."""
-        path.write_text(json.dumps(self))
+        part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        part.write_text(json.dumps(self))
+        os.replace(part, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +61,20 @@ class Chain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankedItem:
+class RankedItem(Generic[Id]):
     """A candidate with its score, and its chains when they were asked for."""
 
-    item: int
+    item: Id
     score: float
     chains: tuple[Chain, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankResult:
+class RankResult(Generic[Id]):
     """The answer to one `RankRequest`, in the order of its candidates."""
 
-    items: tuple[int, ...]
+    items: tuple[Id, ...]
+    """The candidates, with the ids of the request."""
     scores: npt.NDArray[np.float32]
     """float32 [C]."""
     coverage: float
@@ -79,7 +83,7 @@ class RankResult:
     chains: tuple[tuple[Chain, ...], ...]
     """Of each candidate, strongest first; empty when no explanation was asked for."""
 
-    def top(self, k: int) -> list[RankedItem]:
+    def top(self, k: int) -> list[RankedItem[Id]]:
         """The `k` best candidates, best first; ties in the order of the request."""
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [
@@ -101,8 +105,8 @@ def _chains(nodes: npt.NDArray[Any], weights: npt.NDArray[Any], evidence: npt.ND
 
 
 def from_tensors(
-    requests: Sequence[RankRequest], tensors: Mapping[str, npt.NDArray[Any]], *, explained: bool
-) -> list[RankResult]:
+    requests: Sequence[RankRequest[Id]], tensors: Mapping[str, npt.NDArray[Any]], *, explained: bool
+) -> list[RankResult[Id]]:
     """Cut a batched response back into one result a request."""
     results = []
     for at, request in enumerate(requests):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,95 +11,87 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from airserve import contract
-from airserve.client.request import RankRequest, to_tensors
-from airserve.client.result import RankResult, from_tensors
-from airserve.errors import ArtifactError, ServerError
+from airserve.client.core import Call, ClientCore, Outcome, Steps
+from airserve.client.request import Id, RankRequest
+from airserve.client.result import RankResult
+from airserve.client.wire import Tensors, make_inputs
+
+__all__ = ["RankClient", "make_inputs"]
 
 
-def make_inputs(tensors: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
-    """Triton input objects of a request's tensors."""
-    inputs = []
-    for spec in contract.REQUEST:
-        array = tensors[spec.name]
-        tensor = triton.InferInput(spec.name, list(array.shape), spec.triton_dtype)
-        tensor.set_data_from_numpy(array)
-        inputs.append(tensor)
-    return inputs
-
-
-class RankClient:
-    """One connection to a server; reuse it, it is not for several threads at once.
-
-    Args:
-        url: `host:port` of the server's gRPC endpoint.
-        timeout_s: default deadline of a call, seconds.
+class RankClient(ClientCore):
+    """A connection for blocking code; threads may share it. Takes the arguments of `ClientCore`, connects at once.
 
     Raises:
         ServerError: when no server with the ensemble answers there.
-        ArtifactError: when the server speaks another contract version.
+        ArtifactError: when the server's contract is not this client's.
+        UserError, EngineError: see `ClientCore`.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
-        self.url = url
-        self.timeout_s = timeout_s
-        self._channel = triton.InferenceServerClient(url)
-        self._check_contract()
-
-    def _check_contract(self) -> None:
+    def _open(self) -> None:
+        self._channel = triton.InferenceServerClient(self.url, **self.channel_settings)
         try:
-            config = self._channel.get_model_config(contract.ENSEMBLE_MODEL, client_timeout=self.timeout_s).config
-        except InferenceServerException as error:
-            raise ServerError(f"{self.url}: {error.message()}", status=str(error.status())) from error
-        served = config.parameters["contract_version"].string_value
-        if served != str(contract.CONTRACT_VERSION):
-            raise ArtifactError(
-                self.url,
-                expected=f"contract version {contract.CONTRACT_VERSION} (this client's)",
-                got=served or "none",
-                remedy="install the client of the server's release",
-            )
+            self._run(self.connect_steps())
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, steps: Steps[Outcome]) -> Outcome:
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = self._perform(step)
+                except InferenceServerException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+            return outcome
+        finally:
+            steps.close()
+
+    def _perform(self, step: Any) -> Any:
+        if isinstance(step, Call):
+            return getattr(self._channel, step.method)(**step.arguments)
+        return time.sleep(step.seconds)
 
     def infer(
-        self, tensors: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], *, timeout_s: float | None = None
+        self, tensors: Tensors, outputs: Sequence[str], *, timeout_s: float | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """One call with raw tensors; `outputs` are the wire names wanted back.
 
         Raises:
+            InvalidRequestError: for a missing tensor, another dtype, or an unknown output.
             ServerError: with the gRPC status.
         """
-        try:
-            answer = self._channel.infer(
-                contract.ENSEMBLE_MODEL,
-                make_inputs(tensors),
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                client_timeout=self.timeout_s if timeout_s is None else timeout_s,
-            )
-        except InferenceServerException as error:
-            raise ServerError(str(error.message()), status=str(error.status())) from error
-        return {name: answer.as_numpy(name) for name in outputs}
+        return self._run(self.infer_steps(tensors, outputs, self.deadline(timeout_s)))
 
     def rank(
-        self, requests: Sequence[RankRequest], *, explain: bool = False, timeout_s: float | None = None
-    ) -> list[RankResult]:
-        """Rank a batch of requests in one call.
+        self, requests: Sequence[RankRequest[Id]], *, explain: bool = False, timeout_s: float | None = None
+    ) -> list[RankResult[Id]]:
+        """Rank requests; as many calls as the contract's bounds make necessary, one after the other.
 
         Args:
-            requests: 1 to `contract.MAX_BATCH` requests.
+            requests: any number, each with any number of candidates from 1.
             explain: also return each candidate's intent chains and their evidence.
-            timeout_s: deadline of this call, seconds; the client's default when None.
+            timeout_s: deadline of all of it, retries included, seconds; the client's default when None.
+
+        Returns:
+            One result a request, in their order.
 
         Raises:
             InvalidRequestError: before sending, when a request breaks the contract.
             ServerError: when the server refuses or does not answer in time.
         """
-        tensors = to_tensors(requests)
-        specs = contract.RESPONSE if explain else (contract.SCORES, contract.COVERAGE, contract.TABLE_VERSION)
-        answer = self.infer(tensors, [spec.name for spec in specs], timeout_s=timeout_s)
-        return from_tensors(requests, answer, explained=explain)
+        plan = self.plan(requests, explain=explain, timeout_s=timeout_s)
+        names = self.outputs(plan)
+        return plan.merge([self._run(self.infer_steps(tensors, names, plan.deadline)) for tensors in plan.tensors])
 
     def close(self) -> None:
-        """End the connection."""
+        """Give back shared memory and end the connection."""
+        self._run(self.close_steps())
         self._channel.close()
 
     def __enter__(self) -> RankClient:
