@@ -125,7 +125,7 @@ class Presenter:
         self._console.print()
         self._line(
             f"user {user.user_id}: {len(user.request.behaviours)} behaviours, {result.coverage:.0%} with intents; "
-            f"the item chosen next ranks {position} of {len(result.items)}",
+            f"chosen next: rank {position} of {len(result.items)}",
             "bold",
         )
         for behaviour in user.request.behaviours[-4:]:

@@ -24,8 +24,9 @@ from airserve.errors import DataError
 from airserve.world.ontology import Leaf, Ontology
 from airserve.world.wordings import Wordings
 
-Style = Literal["market", "tidy"]
-"""`market`: crowded, as third-party sellers write. `tidy`: brand, at most one quality, noun, at most one size."""
+Style = Literal["market", "tidy", "plain"]
+"""`market`: crowded, as third-party sellers write. `tidy`: brand, at most one quality, noun, at most one size. `plain`:
+the noun, or the video's line, and nothing else."""
 
 FOOD_DOMAIN = "grocery & gourmet"
 HELD_OUT_EVERY = 5
@@ -131,6 +132,8 @@ class TitleWriter:
         food = (leaf.domain == FOOD_DOMAIN) != (rng.random() < 0.04)
         size = _food_size(rng) if food else _goods_size(rng)
         head = self._head(leaf, rng)
+        if style == "plain":
+            return _title_case(head)
         if style == "tidy":
             quality = rng.choice(words["food_qualities" if food else "qualities"]) if rng.random() < 0.5 else ""
             text = f"{brand(rng, food=food)} {quality} {head}" + (f", {size}" if rng.random() < 0.5 else "")
@@ -148,8 +151,8 @@ class TitleWriter:
         title = body + self._tail(leaf, rng, food=food, size="" if size_first else size)
         return self._finish(title, rng)
 
-    def content_title(self, leaf: Leaf, rng: Random) -> str:
-        """Write one short-video title of a leaf.
+    def content_title(self, leaf: Leaf, rng: Random, style: Style = "market") -> str:
+        """Write one short-video title of a leaf; `plain` gives the bare line, the other styles frame it.
 
         Raises:
             DataError: if the leaf has no content line of the kind asked for.
@@ -159,6 +162,8 @@ class TitleWriter:
         if not lines:
             raise DataError(f"leaf {leaf}", expected="content lines", got="none", remedy="choose another leaf")
         text = rng.choice(lines)
+        if style == "plain":
+            return text
         if rng.random() < 0.15:
             small = set(words["small_words"])
             kept = [word for word in text.split() if word not in small or rng.random() < 0.5]

@@ -75,7 +75,7 @@ class Wordings:
                 counts = self._ends[_key(end)]
                 own, others = counts[leaf.index], counts.total() - counts[leaf.index]
                 one_word = len(end) == 1
-                if (own >= 2 and own >= 4 * others) if one_word else (others == 0):
+                if (own >= 2 and own >= 2 * others) if one_word else (others == 0):
                     found[" ".join(end)] = None
         return tuple(found)
 

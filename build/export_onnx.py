@@ -1,0 +1,52 @@
+"""Export a trained ranker to ONNX, check the graph, and hold it equal to PyTorch."""
+
+import logging
+from pathlib import Path
+
+import cyclopts
+import torch
+
+from airserve import contract
+from airserve.cli import run_script
+from airserve.export.onnx import export_ranker, write_manifest
+from airserve.export.parity import check_parity, measure_ms
+from airserve.table.lookup import IntentTable
+from airserve.training.checkpoint import load_ranker
+
+log = logging.getLogger("export_onnx")
+
+
+def main(
+    *,
+    ranker: Path = Path("artifacts/demo/ranker"),
+    tables: Path = Path("artifacts/demo/tables"),
+    out: Path = Path("artifacts/demo/engine"),
+) -> dict[str, object]:
+    """Write ranker.onnx and manifest.json.
+
+    Args:
+        ranker: folder made by offline/train_ranker.py.
+        tables: folder made by offline/build_tables.py, which the ranker was trained on.
+        out: folder to write to.
+    """
+    torch.set_num_threads(1)
+    table = IntentTable.open(tables / "serving")
+    model, _ = load_ranker(ranker, table)
+    path = export_ranker(model, table, out)
+    parity = check_parity(model, path)
+    log.info(
+        "parity with PyTorch: largest difference %.2g, mean %.2g, tolerance %g",
+        parity["max_difference"],
+        parity["mean_difference"],
+        parity["tolerance"],
+    )
+    usual = {axis: sizes[1] for axis, sizes in contract.PROFILE.items()}
+    sizes = {"n_rows": len(table.item_vectors), "n_nodes": len(table.node_vectors)}
+    speed = measure_ms(path, usual, n_rows=sizes["n_rows"], n_nodes=sizes["n_nodes"])
+    manifest = write_manifest(out, table, {**sizes, "parity": parity, "onnxruntime_one_thread": {**usual, **speed}})
+    log.info("wrote %s and %s", path, out / "manifest.json")
+    return {"onnx": str(path), "bytes": path.stat().st_size, **manifest}
+
+
+if __name__ == "__main__":
+    run_script(cyclopts.App(default_command=main, help=__doc__))

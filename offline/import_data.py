@@ -1,0 +1,35 @@
+"""Bring your own items and behaviours into the project's data folder.
+
+    python offline/import_data.py --data FOLDER --out artifacts/shop/data
+
+FOLDER holds `items.parquet` and `behaviours.parquet` (docs/ARCHITECTURE.md, Schemas), or LLMCDSR's text files.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import cyclopts
+
+from airserve.cli import run_script
+from airserve.data.importers import import_folder
+
+log = logging.getLogger("import_data")
+
+
+def main(*, data: Path, out: Path) -> dict[str, object]:
+    """Check a folder and write its two tables.
+
+    Args:
+        data: the folder to read.
+        out: the data folder to write.
+    """
+    report = import_folder(data, out)
+    log.info("wrote %s: %d items, %d events of %d users", out, report.items, report.behaviours, report.users)
+    if report.filled_in:
+        log.warning("not in the source, filled in: %s", ", ".join(report.filled_in))
+    return asdict(report)
+
+
+if __name__ == "__main__":
+    run_script(cyclopts.App(default_command=main, help=__doc__))

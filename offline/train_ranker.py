@@ -1,0 +1,62 @@
+"""Train the ranker on a behaviour log, and measure it against popularity and an ID-only sequence model."""
+
+import hashlib
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cyclopts
+import torch
+
+from airserve.cli import run_script
+from airserve.data.schema import load_dataset
+from airserve.model.ranker import RankerSettings
+from airserve.table.lookup import IntentTable
+from airserve.training.checkpoint import save_ranker, write_json
+from airserve.training.examples import make_log
+from airserve.training.stages import Training, TrainSettings
+
+log = logging.getLogger("train_ranker")
+
+
+def main(
+    *,
+    data: Path = Path("artifacts/demo/data"),
+    tables: Path = Path("artifacts/demo/tables"),
+    out: Path = Path("artifacts/demo/ranker"),
+    minutes_budget: float = 4.0,
+    seed: int = 0,
+    intents: bool = True,
+    threads: int = 2,
+) -> dict[str, object]:
+    """Train, measure and write a ranker; an interrupted training of the same settings is taken up again.
+
+    Args:
+        data: folder with items.parquet and behaviours.parquet.
+        tables: folder made by offline/build_tables.py.
+        out: folder for ranker.safetensors, config.json and metrics.json.
+        minutes_budget: wall time that training may take.
+        seed: of everything random.
+        intents: --no-intents leaves the intents out of the score, an ablation.
+        threads: of PyTorch.
+    """
+    torch.set_num_threads(threads)
+    table = IntentTable.open(tables / "serving")
+    dataset = load_dataset(data)
+    settings = TrainSettings(
+        ranker=replace(RankerSettings(), use_intents=intents), minutes_budget=minutes_budget, seed=seed
+    )
+    events = make_log(dataset.items, dataset.behaviours, table)
+    mark = hashlib.sha256(repr((settings, table.manifest)).encode() + events.digest()).hexdigest()
+    trained = Training(table, events, settings, out, mark).run()
+    extra = {"training": {**asdict(settings), "ranker": None}, "fingerprint": mark}
+    save_ranker(out, trained.ranker, table, extra)
+    write_json(out / "metrics.json", trained.metrics)
+    for state in out.glob("resume-*.pt"):
+        state.unlink()
+    log.info("wrote %s, %s and %s", *(out / name for name in ("ranker.safetensors", "config.json", "metrics.json")))
+    return trained.metrics
+
+
+if __name__ == "__main__":
+    run_script(cyclopts.App(default_command=main, help=__doc__))

@@ -1,0 +1,1 @@
+"""Atomic intents: prompt, answer schema, generation and what is kept of it."""

@@ -1,0 +1,254 @@
+"""vLLM in this process: prompts in, checked answers out.
+
+vLLM is imported when an engine is made, after its environment is set. Answers are greedy and bound to the answer schema
+by xgrammar; they are decoded here in one go, because vLLM's token-by-token detokenisation costs more than a small
+model. What limits a small model on a CPU is the engine's Python work per token and attention over the prompt's constant
+prefix; the prefix itself is computed once (prefix cache).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from airserve.errors import EngineError
+from airserve.intents.answers import Answer
+from airserve.intents.prompt import messages, render
+from airserve.intents.schema import ANSWER_SCHEMA, InvalidAnswerError, parse_answer
+from airserve.intents.settings import GenerateSettings
+
+MIB = 1 << 20
+ROOM_FOR = 32
+"""Full-length prompts that the KV cache holds by default, on a CPU."""
+GPU_MEMORY_SHARE = 0.9
+Report = Callable[[int], None]
+"""Called with the number of prompts that are done since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What one prompt is about."""
+
+    action: str
+    segment_text: str
+    title: str
+
+
+def set_environment(settings: GenerateSettings) -> None:
+    """Set what vLLM and torch read at import; call before either is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # vLLM would pin every worker's thread to the same core.
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ["OMP_NUM_THREADS"] = str(settings.omp_threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if settings.is_local:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def vllm_version() -> str | None:
+    """Return the installed vLLM's version, None where there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+class VllmEngine:
+    """One vLLM engine.
+
+    Args:
+        settings: of the job.
+        overrides: further arguments of `vllm.LLM`, which win.
+
+    Raises:
+        EngineError: if vLLM cannot be imported or does not start with this model.
+    """
+
+    def __init__(self, settings: GenerateSettings, **overrides: Any) -> None:
+        set_environment(settings)
+        self.settings = settings
+        try:
+            from vllm import LLM
+
+            arguments = {**_engine_arguments(settings), **overrides}
+            self.llm: Any = LLM(settings.model, **arguments)
+            self.tokenizer: Any = self.llm.get_tokenizer()
+            self.max_prompt_tokens: int = self.llm.model_config.max_model_len - settings.max_output_tokens
+        except Exception as error:
+            raise EngineError(f"vLLM with {settings.model}: did not start: {type(error).__name__}: {error}") from error
+        self.is_chat = bool(getattr(self.tokenizer, "chat_template", None))
+
+    def prompt_tokens(self, question: Question) -> list[int]:
+        """Tokenise one prompt; where it does not fit, the title is cut.
+
+        Raises:
+            EngineError: if not even a prompt without a title fits.
+        """
+        title = question.title
+        while True:
+            ids = self._tokenise(question, title)
+            if len(ids) <= self.max_prompt_tokens:
+                return ids
+            if not title:
+                raise EngineError(
+                    f"max_model_len: the prompt without a title takes {len(ids)} tokens, at most "
+                    f"{self.max_prompt_tokens} fit; raise max_model_len or lower max_output_tokens"
+                )
+            title = title[: len(title) // 2]
+
+    def chat_tokens(self, said: list[dict[str, str]]) -> list[int]:
+        """Tokenise messages by the model's chat template, thinking off."""
+        encoded = self.tokenizer.apply_chat_template(
+            said, add_generation_prompt=True, enable_thinking=False, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    def answer(self, questions: Sequence[Question], report: Report | None = None) -> list[Answer]:
+        """Answer every question, in order; an invalid answer is asked for once more.
+
+        Args:
+            questions: a chunk.
+            report: told of progress.
+        """
+        prompts = [self.prompt_tokens(question) for question in questions]
+        answers = self.complete(prompts, report=report)
+        again = [place for place, answer in enumerate(answers) if not answer.valid]
+        if again and self.settings.retry_temperature > 0:
+            second = self.complete([prompts[place] for place in again], temperature=self.settings.retry_temperature)
+            for place, answer in zip(again, second, strict=True):
+                first = answers[place]
+                kept = answer if answer.valid else first
+                answers[place] = Answer(
+                    raw=kept.raw,
+                    paths=kept.paths,
+                    valid=kept.valid,
+                    retried=True,
+                    prompt_tokens=first.prompt_tokens + answer.prompt_tokens,
+                    cached_tokens=first.cached_tokens + answer.cached_tokens,
+                    output_tokens=first.output_tokens + answer.output_tokens,
+                )
+        return answers
+
+    def complete(
+        self, prompts: Sequence[list[int]], *, temperature: float = 0.0, report: Report | None = None
+    ) -> list[Answer]:
+        """Answer tokenised prompts once, in order.
+
+        Args:
+            prompts: token ids.
+            temperature: 0 is greedy.
+            report: told of progress.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        sampling = SamplingParams(
+            temperature=temperature,
+            max_tokens=self.settings.max_output_tokens,
+            seed=self.settings.seed if temperature else None,
+            detokenize=False,
+            structured_outputs=StructuredOutputsParams(json=ANSWER_SCHEMA),
+            skip_clone=True,
+        )
+        bar = _bar_class(report) if report else False
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=bar)
+        tokens = [output.outputs[0].token_ids for output in outputs]
+        raws = self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [
+            _checked(raw, len(output.prompt_token_ids), output.num_cached_tokens or 0, len(ids))
+            for raw, output, ids in zip(raws, outputs, tokens, strict=True)
+        ]
+
+    def _tokenise(self, question: Question, title: str) -> list[int]:
+        if self.is_chat:
+            return self.chat_tokens(messages(question.action, question.segment_text, title))
+        return list(self.tokenizer(render(question.action, question.segment_text, title))["input_ids"])
+
+
+def _engine_arguments(settings: GenerateSettings) -> dict[str, Any]:
+    from transformers import AutoConfig
+    from vllm.platforms import current_platform
+
+    config = AutoConfig.from_pretrained(settings.model)
+    longest = int(getattr(config, "max_position_embeddings", settings.max_model_len))
+    length = min(settings.max_model_len, longest)
+    arguments: dict[str, Any] = {
+        "max_model_len": length,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": max(settings.max_num_batched_tokens, length),
+        "enable_prefix_caching": True,
+        "seed": settings.seed,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if current_platform.is_cpu():
+        arguments |= {
+            "enforce_eager": True,
+            "block_size": settings.block_size,
+            "kv_cache_memory_bytes": settings.kv_cache_mib * MIB or _default_kv_bytes(config, length),
+            # Overlapping steps only helps where a device works beside the CPU.
+            "async_scheduling": False,
+        }
+    else:
+        arguments["gpu_memory_utilization"] = GPU_MEMORY_SHARE / settings.workers
+    return arguments
+
+
+def _default_kv_bytes(config: Any, length: int) -> int:
+    heads = int(getattr(config, "num_key_value_heads", config.num_attention_heads))
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    token_bytes = 2 * 4 * int(config.num_hidden_layers) * heads * width
+    return min(max(ROOM_FOR * length * token_bytes, 256 * MIB), 4096 * MIB)
+
+
+def _checked(raw: str, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> Answer:
+    try:
+        paths = parse_answer(raw)
+    except InvalidAnswerError:
+        paths = ()
+    return Answer(
+        raw=raw,
+        paths=paths,
+        valid=bool(paths),
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+        output_tokens=output_tokens,
+    )
+
+
+def _bar_class(report: Report) -> Callable[..., Any]:
+    """Make what `LLM.generate` takes in place of tqdm, to hear of every prompt that is done.
+
+    vLLM makes two: one around the prompts as it takes them in, one that it updates as they are done.
+    """
+
+    class Bar:
+        def __init__(self, prompts: Iterable[Any] = (), **_appearance: Any) -> None:
+            self.prompts = prompts
+            self.n = 0
+            self.postfix = ""
+            self.format_dict = {"elapsed": 1.0}
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.prompts)
+
+        def update(self, n: int = 1) -> None:
+            self.n += n
+            report(n)
+
+        def refresh(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    return Bar

@@ -1,0 +1,1 @@
+"""The ranking network: intent tree, target-aware retrieval, composition, sequence tower, ranker."""

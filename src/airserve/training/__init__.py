@@ -1,0 +1,1 @@
+"""Training and evaluation of the ranker and of its baselines."""

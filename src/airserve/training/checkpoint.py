@@ -1,0 +1,121 @@
+"""A trained ranker on disk: `ranker.safetensors` (what was learned) and `config.json` (for what).
+
+The frozen vectors are not repeated: they come from the intent table, which must be of the same catalogue and
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from airserve import contract
+from airserve.errors import ArtifactError
+from airserve.model.ranker import Ranker, RankerSettings
+from airserve.model.sequence import SequenceSettings
+from airserve.table.lookup import IntentTable
+
+WEIGHTS = "ranker.safetensors"
+CONFIG = "config.json"
+
+
+def new_ranker(table: IntentTable, settings: RankerSettings) -> Ranker:
+    """An untrained ranker for a table's catalogue and vocabulary."""
+    levels_V = np.zeros(len(table.node_vectors), dtype=np.int64)
+    for level in range(contract.MAX_DEPTH):
+        levels_V[table.arrays.paths[:, level]] = level
+    return Ranker(
+        torch.from_numpy(np.array(table.item_vectors)),
+        torch.from_numpy(np.array(table.node_vectors)),
+        torch.from_numpy(levels_V),
+        settings,
+    )
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_ranker(folder: Path, ranker: Ranker, table: IntentTable, extra: dict[str, Any]) -> None:
+    """Write a checkpoint; the config last, so that a folder with one is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{WEIGHTS}.tmp-{os.getpid()}"
+    save_file({name: tensor.contiguous() for name, tensor in ranker.state_dict().items()}, temporary)
+    os.replace(temporary, folder / WEIGHTS)
+    config = {
+        "contract_version": contract.CONTRACT_VERSION,
+        "catalogue_sha256": table.manifest.catalogue_sha256,
+        "vocabulary_sha256": table.manifest.vocabulary_sha256,
+        "table_version": table.table_version,
+        "settings": asdict(ranker.settings),
+        **extra,
+    }
+    write_json(folder / CONFIG, config)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a checkpoint.
+
+    Raises:
+        ArtifactError: if there is none, or it is of another contract version.
+    """
+    path = folder / CONFIG
+    remedy = "run offline/train_ranker.py"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(str(path), expected="a ranker's config", got=type(error).__name__, remedy=remedy) from None
+    if not isinstance(config, dict) or config.get("contract_version") != contract.CONTRACT_VERSION:
+        got = config.get("contract_version") if isinstance(config, dict) else type(config).__name__
+        raise ArtifactError(
+            str(path),
+            expected=f"contract version {contract.CONTRACT_VERSION} (this airserve)",
+            got=f"{got} (the ranker)",
+            remedy=f"{remedy} again",
+        )
+    return config
+
+
+def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any]]:
+    """Load a checkpoint for a table.
+
+    Returns:
+        The ranker in evaluation mode, and its config.
+
+    Raises:
+        ArtifactError: if it is missing or damaged, or was trained for another catalogue or vocabulary.
+    """
+    config = read_config(folder)
+    for name, what in (("catalogue_sha256", "item catalogue"), ("vocabulary_sha256", "intent vocabulary")):
+        if config.get(name) != getattr(table.manifest, name):
+            raise ArtifactError(
+                f"{folder}: {what}",
+                expected=f"the table's {what} ({str(getattr(table.manifest, name))[:12]})",
+                got=f"a ranker trained for another ({str(config.get(name))[:12]})",
+                remedy="train the ranker on these tables, or give the tables that it was trained on",
+            )
+    try:
+        sizes = dict(config["settings"])
+        settings = RankerSettings(**{**sizes, "sequence": SequenceSettings(**sizes["sequence"])})
+        ranker = new_ranker(table, settings)
+        ranker.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            str(folder / WEIGHTS),
+            expected="the weights that its config describes",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            remedy="run offline/train_ranker.py again",
+        ) from None
+    return ranker.eval(), config

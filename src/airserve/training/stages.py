@@ -1,0 +1,335 @@
+"""Train the ranker and the model it is measured against, and measure both.
+
+1. Base: the sequence tower, on every position of the training histories.
+2. Intents: tree, retrieval, composition and head, on examples looked up as in serving, the base frozen.
+3. Blend: how much each part counts in the score, chosen on the `valid` split.
+The ID-only baseline is trained as the base is: same data, loss, schedule and size, and at least as long.
+
+Shapes: X positions or examples, B examples of a batch, T window, C candidates, S negatives, H width.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from airserve import contract
+from airserve.errors import DataError
+from airserve.model.losses import NegativeSampler, sampled_softmax_losses
+from airserve.model.ranker import Ranker, RankerSettings, UserTree
+from airserve.model.sequence import SequenceModel
+from airserve.table.lookup import IntentTable
+from airserve.training import evaluation
+from airserve.training.baselines import popularity_scorer, sequence_scorer, target_counts
+from airserve.training.checkpoint import new_ranker
+from airserve.training.evaluation import EvaluationSettings, Scorer
+from airserve.training.examples import (
+    Log,
+    RankBatch,
+    SequenceBatch,
+    Task,
+    find_task,
+    rank_batches,
+    sequence_batches,
+    some,
+    training_targets,
+)
+from airserve.training.loop import FitReport, FitSettings, fit
+
+logger = logging.getLogger("train_ranker")
+AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
+BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE = 0.25, 0.4, 0.3
+"""Of the time limit. The baseline may take the longest: ids alone learn slowest, and must not lose for want of time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """A whole training."""
+
+    ranker: RankerSettings = field(default_factory=RankerSettings)
+    """The network."""
+    sequence_fit: FitSettings = field(default_factory=lambda: FitSettings(learning_rate=2e-3, epochs=20))
+    """Of the base and of the ID-only baseline; `budget_s` is set from `minutes_budget`."""
+    intent_fit: FitSettings = field(default_factory=lambda: FitSettings(learning_rate=2e-3, epochs=5, patience=2))
+    """Of the intent part."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """The protocol of the reported metrics."""
+    minutes_budget: float = 4.0
+    """Wall time of everything; the time limits of the stages are shares of it."""
+    seed: int = 0
+    """Of weights, order and negatives."""
+    sequence_batch: int = 128
+    """Windows of a step."""
+    sequence_negatives: int = 512
+    """Shared by the positions of a step."""
+    rank_batch: int = 64
+    """Examples of a step of the intent stage."""
+    rank_negatives: int = 128
+    """Shared by the examples of a step."""
+    train_history: int = 128
+    """Behaviours of an example of the intent stage, the latest."""
+    max_examples: int = 16_000
+    """Of the intent stage, chosen at random."""
+    valid_examples: int = 600
+    """Targets of the `valid` split, chosen at random, that training is stopped by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training leaves."""
+
+    ranker: Ranker
+    metrics: dict[str, Any]
+
+
+class Training:
+    """One training of all models on one log and one table."""
+
+    def __init__(self, table: IntentTable, log: Log, settings: TrainSettings, state_folder: Path, mark: str) -> None:
+        self.table, self.log, self.settings = table, log, settings
+        self.state_folder, self.mark = state_folder, mark
+        self.task = find_task(log)
+        logger.info(
+            "targets: %s, %s",
+            " and ".join(contract.ACTION_NAMES[number] for number in self.task.actions),
+            "items new to the user" if self.task.novel else "also items that the user knows",
+        )
+        counts = target_counts(log, self.task)
+        self.sampler = NegativeSampler(log.candidate_rows, counts[log.candidate_rows])
+        rng = np.random.default_rng([settings.seed, 5])
+        self.valid = some(log.targets("valid"), settings.valid_examples, rng)
+        if self.valid.size == 0:
+            # Without a valid split the last training targets stop the training; they are also trained on.
+            self.valid = some(training_targets(log, self.task), settings.valid_examples, rng)
+        if self.valid.size == 0:
+            raise DataError("behaviours", expected="events that can be predicted", got="none", remedy="give more data")
+        self.valid_protocol = EvaluationSettings(draws=1, negatives=499, seed=settings.seed + 1)
+        self.valid_candidates = evaluation.draw_candidates(log, self.valid, self.valid_protocol)
+        self.valid_batches = list(rank_batches(table, log, self.valid, self.task, batch=32))
+        self.item_vectors_NE = torch.from_numpy(np.array(table.item_vectors))
+
+    def _valid_ndcg(self, scorer: Scorer) -> float:
+        ranks = evaluation.rank_targets({AIR: scorer}, self.valid_batches, self.valid_candidates)
+        return float(evaluation.gains(ranks[AIR]).mean())
+
+    def _state(self, name: str) -> Path:
+        return self.state_folder / f"resume-{name}.pt"
+
+    def fit_sequence(self, name: str, model: SequenceModel, share: float) -> FitReport:
+        """Train a sequence model on every position of the training histories."""
+        s = self.settings
+        batches = sequence_batches(self.log, self.task, window=s.ranker.sequence.window, batch=s.sequence_batch)
+
+        def loss(batch: SequenceBatch, rng: np.random.Generator) -> Tensor:
+            return sequence_loss(model, batch, self.sampler, s.sequence_negatives, rng)
+
+        settings = replace(s.sequence_fit, budget_s=60 * s.minutes_budget * share, seed=s.seed)
+        report = fit(
+            f"training {name}",
+            model,
+            model.parameters(),
+            batches,
+            loss,
+            lambda: self._valid_ndcg(sequence_scorer(model)),
+            settings,
+            state_path=self._state(name),
+            fingerprint=self.mark,
+        )
+        logger.info("%s: NDCG@10 %.4f on valid, epoch %d of %d", name, report.best, report.best_epoch, report.epochs)
+        return report
+
+    def fit_intents(self, ranker: Ranker, share: float) -> FitReport:
+        """Train everything but the base on looked-up examples, then choose the blend."""
+        s = self.settings
+        targets = some(training_targets(self.log, self.task), s.max_examples, np.random.default_rng([s.seed, 7]))
+        batches = list(
+            rank_batches(self.table, self.log, targets, self.task, max_length=s.train_history, batch=s.rank_batch)
+        )
+        base = sequence_scorer(ranker.base)
+
+        def loss(batch: RankBatch, rng: np.random.Generator) -> Tensor:
+            return intent_loss(ranker, base, batch, self.sampler, s.rank_negatives, rng)
+
+        ranker.base.requires_grad_(False)
+        learning = [parameter for parameter in ranker.parameters() if parameter.requires_grad]
+        report = fit(
+            "training intents",
+            ranker,
+            learning,
+            batches,
+            loss,
+            lambda: self._valid_ndcg(air_scorer(ranker)),
+            replace(s.intent_fit, budget_s=60 * s.minutes_budget * share, seed=s.seed),
+            state_path=self._state("intents"),
+            fingerprint=self.mark,
+        )
+        ranker.base.requires_grad_(True)
+        self.choose_blend(ranker)
+        return report
+
+    def choose_blend(self, ranker: Ranker) -> None:
+        """Set the weight of the base score beside the intent score by NDCG@10 on valid."""
+        measured = dict.fromkeys(BLEND_GRID, 0.0)
+        base, intents = sequence_scorer(ranker.base), intent_scorer(ranker)
+        with torch.inference_mode():
+            for batch in self.valid_batches:
+                rows_BC = torch.from_numpy(self.valid_candidates[0, batch.places])
+                base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
+                for scale in BLEND_GRID:
+                    ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
+                    measured[scale] += float(evaluation.gains(ranks).sum()) / len(self.valid)
+        # Of equal ones the one nearest to the trained blend.
+        best = max(measured, key=lambda scale: (measured[scale], -abs(scale - 1.0)))
+        ranker.base_scale.fill_(best)  # type: ignore[operator]
+        logger.info("blend: base x %.2f, NDCG@10 %.4f on valid", best, measured[best])
+
+    def run(self) -> Trained:
+        """Train and measure everything."""
+        s, start = self.settings, time.monotonic()
+        torch.manual_seed(s.seed)
+        ranker = new_ranker(self.table, s.ranker)
+        fits = {BASE: self.fit_sequence(BASE, ranker.base, BASE_SHARE)}
+        torch.manual_seed(s.seed)
+        sequence = SequenceModel(self.item_vectors_NE, replace(s.ranker.sequence, use_item_vectors=False))
+        fits[SEQUENCE] = self.fit_sequence(SEQUENCE, sequence, SEQUENCE_SHARE)
+        if s.ranker.use_intents:
+            fits["intents"] = self.fit_intents(ranker, INTENTS_SHARE)
+        scorers = {
+            AIR: air_scorer(ranker),
+            SEQUENCE: sequence_scorer(sequence),
+            POPULARITY: popularity_scorer(self.log, self.task),
+            BASE: sequence_scorer(ranker.base),
+        }
+        metrics = measure(self.table, self.log, self.task, scorers, s.evaluation)
+        metrics["fits"] = {name: {"valid_ndcg10": round(r.best, 4), "epochs": r.epochs} for name, r in fits.items()}
+        metrics["blend"] = {"base": float(ranker.base_scale), "intents": float(ranker.intent_scale)}  # type: ignore[arg-type]
+        metrics["seconds"] = round(time.monotonic() - start, 1)
+        return Trained(ranker=ranker, metrics=metrics)
+
+
+def measure(
+    table: IntentTable, log: Log, task: Task, scorers: dict[str, Scorer], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Metrics on the test split (on valid, where there is none), over all targets and by the target's domain."""
+    split = "test" if log.targets("test").size else "valid"
+    targets = some(log.targets(split), settings.users, np.random.default_rng([settings.seed, 3]))
+    if targets.size == 0:
+        raise DataError("behaviours: split", expected="test events", got="none", remedy="mark some events as test")
+    candidates = evaluation.draw_candidates(log, targets, settings)
+    batches = list(rank_batches(table, log, targets, task, batch=32))
+    ranks = evaluation.rank_targets(scorers, batches, candidates, title=f"measuring on {split}")
+    metrics = evaluation.summarise(ranks, settings, ours=AIR, against=SEQUENCE)
+    domains = log.domain_of_row[log.rows[targets]]
+    metrics["split"] = split
+    metrics["by_domain"] = {
+        log.domains[number]: evaluation.summarise(
+            {name: drawn[:, domains == number] for name, drawn in ranks.items()}, settings, ours=AIR, against=SEQUENCE
+        )
+        for number in np.unique(domains)
+    }
+    return metrics
+
+
+def evaluate_ranker(ranker: Ranker, table: IntentTable, log: Log, settings: EvaluationSettings) -> dict[str, Any]:
+    """Measure a trained ranker against popularity and against its own base, without training anything.
+
+    The ID-only baseline needs a training of its own: see `Training`.
+    """
+    task = find_task(log)
+    scorers = {
+        AIR: air_scorer(ranker),
+        BASE: sequence_scorer(ranker.base),
+        POPULARITY: popularity_scorer(log, task),
+    }
+    return measure(table, log, task, scorers, settings)
+
+
+def intent_scorer(ranker: Ranker) -> Scorer:
+    """Scores by the intents alone; a batch's trees are made once, however often it is asked."""
+    serving = ranker.folded()
+    latest: list[tuple[RankBatch, UserTree]] = []
+
+    def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
+        if not latest or latest[0][0] is not batch:
+            latest[:] = [(batch, serving.user_tree(*batch.inputs))]
+        return serving.intent_score(latest[0][1], candidate_rows_BC)[0]
+
+    return score
+
+
+def air_scorer(ranker: Ranker) -> Scorer:
+    """Scores by the whole ranker, as in serving."""
+    base = sequence_scorer(ranker.base)
+    if not ranker.settings.use_intents:
+        return base
+    intents = intent_scorer(ranker)
+    base_scale, intent_scale = float(ranker.base_scale), float(ranker.intent_scale)  # type: ignore[arg-type]
+
+    def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
+        return base(batch, candidate_rows_BC) * base_scale + intents(batch, candidate_rows_BC) * intent_scale
+
+    return score
+
+
+def sequence_loss(
+    model: SequenceModel, batch: SequenceBatch, sampler: NegativeSampler, negatives: int, rng: np.random.Generator
+) -> Tensor:
+    """Sampled softmax at every position that has a target."""
+    rows_BT = hidesome(batch.rows_BT, rng)
+    states_BTH = model(rows_BT, batch.actions_BT, batch.ages_s_BT)
+    asked_BT = batch.target_rows_BT != contract.PAD_ROW
+    states_XH, target_rows_X = states_BTH[asked_BT], batch.target_rows_BT[asked_BT]
+    weights_X = batch.target_weights_BT[asked_BT]
+    negative_rows_S, log_chance_S = sampler.draw(negatives, rng)
+    target_scores_X = (states_XH * model.items(target_rows_X)).sum(-1)
+    negative_scores_XS = torch.matmul(states_XH, model.items(negative_rows_S).transpose(0, 1))
+    losses_X = sampled_softmax_losses(target_scores_X, negative_scores_XS, target_rows_X, negative_rows_S, log_chance_S)
+    return (losses_X * weights_X).sum() / weights_X.sum().clamp(min=1e-6)
+
+
+HIDDEN_SHARE = 0.05
+
+
+def hidesome(rows_BT: Tensor, rng: np.random.Generator) -> Tensor:
+    """Make a few items unknown, so that the unknown item's embedding is trained."""
+    hidden_BT = torch.from_numpy(rng.random(tuple(rows_BT.shape)) < HIDDEN_SHARE) & (rows_BT != contract.PAD_ROW)
+    return torch.where(hidden_BT, torch.full_like(rows_BT, contract.UNKNOWN_ROW), rows_BT)
+
+
+def intent_loss(
+    ranker: Ranker,
+    base: Scorer,
+    batch: RankBatch,
+    sampler: NegativeSampler,
+    negatives: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Sampled softmax of the whole score, plus that of the intent score alone.
+
+    The base knows the training targets better than it will know new ones; the second term keeps the intents from
+    learning only what the base leaves over.
+    """
+    negative_rows_S, log_chance_S = sampler.draw(negatives, rng)
+    rows_BC = torch.cat(
+        [batch.target_rows_B.unsqueeze(1), negative_rows_S.unsqueeze(0).expand(len(batch.target_rows_B), -1)], dim=1
+    )
+    with torch.no_grad():
+        base_BC = base(batch, rows_BC)
+    intent_BC, _ = ranker.intent_score(ranker.user_tree(*batch.inputs), rows_BC)
+    total = torch.zeros(())
+    for scores_BC in (base_BC + intent_BC, intent_BC):
+        total = (
+            total
+            + sampled_softmax_losses(
+                scores_BC[:, 0], scores_BC[:, 1:], batch.target_rows_B, negative_rows_S, log_chance_S
+            ).mean()
+        )
+    return total / 2
