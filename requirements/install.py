@@ -96,6 +96,7 @@ def install(environment: str, lock: str) -> None:
     lock_step = [
         *uv,
         "--no-deps",
+        "--compile-bytecode",
         "--require-hashes",
         "--index-strategy",
         "unsafe-best-match",

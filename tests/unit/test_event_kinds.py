@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airserve.contract import ACTIONS
@@ -87,6 +87,7 @@ def test_the_order_of_the_log_changes_nothing(seed):
     assert event_kinds(items_table(), log_table(turned)).kinds == event_kinds(items_table(), log_table(events)).kinds
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(sorted(ACTIONS)), st.integers(0, 2)), max_size=30))
 def test_kinds_are_the_set_of_events_and_defaults(events):
     found = event_kinds(items_table(), log_table(events))
