@@ -43,13 +43,13 @@ def main(
         size: size of the demo world, 1.0 is 4,000 items and 200,000 events.
         model: the LLM, a folder or a name on a hub such as Qwen/Qwen3-4B.
         workers: vLLM processes.
-        train_minutes: time to train the ranker and its baselines; 4 for the demo world, 15 for your data.
+        train_minutes: time to train the ranker and its baselines; 3 for the demo world, 15 for your data.
     """
     if data is not None and not data.is_dir():
         raise UserError("DATA", expected="a folder", got=str(data), remedy="see docs/DATA.md for what it may hold")
     start = time.monotonic()
     folder = Path("artifacts") / name_of(data, size)
-    minutes = train_minutes if train_minutes is not None else (4.0 if data is None else 15.0)
+    minutes = train_minutes if train_minutes is not None else (3.0 if data is None else 15.0)
     job = MainJob(folder=folder, data=data, size=size, model=model, workers=workers, train_minutes=minutes)
     chain = steps(job)
     results = run_chain(chain, folder / "steps")

@@ -27,7 +27,7 @@ class MainJob:
     """The LLM: a folder, or a name on a hub."""
     workers: int = 2
     """vLLM processes."""
-    train_minutes: float = 4.0
+    train_minutes: float = 3.0
     """Time the ranker and its baselines may train."""
 
 

@@ -88,6 +88,7 @@ def save(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for file in sorted(temporary.iterdir()):
+            file.chmod(0o644)
             os.replace(file, out / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

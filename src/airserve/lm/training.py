@@ -134,6 +134,8 @@ class Trainer:
         ]
         self.peaks = [s.muon_lr, s.adam_lr]
         self.step, self.rows, self.spent_s, self.loss = 0, 0, 0.0, float("nan")
+        self.plain_share = settings.plain_shares[0]
+        """Of the chunk at work; kept with the run's state, so that a resumed run makes the same chunk again."""
         self._since = time.monotonic()
 
     def _batches(self) -> Iterator[list[Row]]:
@@ -142,7 +144,9 @@ class Trainer:
         per_chunk = s.chunk_rows // s.batch_rows
         while True:
             chunk, done = divmod(self.step, per_chunk)
-            examples = self.writer.training(s.seed, chunk, s.chunk_rows, self._plain_share())
+            if not done:
+                self.plain_share = self._plain_share()
+            examples = self.writer.training(s.seed, chunk, s.chunk_rows, self.plain_share)
             rows = encode(examples, self.tokenizer, self.codec)
             rows.sort(key=len)
             batches = [rows[number * s.batch_rows : (number + 1) * s.batch_rows] for number in range(per_chunk)]
@@ -211,7 +215,13 @@ class Trainer:
             "identity": self._identity(),
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "progress": {"step": self.step, "rows": self.rows, "spent_s": spent_s, "loss": self.loss},
+            "progress": {
+                "step": self.step,
+                "rows": self.rows,
+                "spent_s": spent_s,
+                "loss": self.loss,
+                "plain_share": self.plain_share,
+            },
         }
         temporary = self.checkpoint.with_name(f"{self.checkpoint.name}.tmp-{os.getpid()}")
         torch.save(state, temporary)
@@ -231,5 +241,6 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.rows = state["progress"]["step"], state["progress"]["rows"]
-        self.spent_s, self.loss = state["progress"]["spent_s"], state["progress"]["loss"]
+        done = state["progress"]
+        self.step, self.rows, self.spent_s = done["step"], done["rows"], done["spent_s"]
+        self.loss, self.plain_share = done["loss"], done["plain_share"]
