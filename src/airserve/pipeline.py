@@ -110,7 +110,8 @@ def run_step(step: Step, state: Path, *, number: int, of: int, reuse: bool = Tru
     part.write_text(json.dumps({"fingerprint": mark, "result": result}))
     part.replace(memory)
     wrote = ", ".join(str(path) for path in step.writes)
-    print(f"      {time.monotonic() - start:.0f} s, wrote {wrote}", file=sys.stderr, flush=True)
+    tail = f", wrote {wrote}" if wrote else ""
+    print(f"      {time.monotonic() - start:.0f} s{tail}", file=sys.stderr, flush=True)
     return result
 
 
