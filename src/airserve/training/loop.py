@@ -157,22 +157,7 @@ def fit(
     with Progress(title, total_steps, "steps") as progress:
         progress.done = state.step
         while not state.done:
-            rng = np.random.default_rng([settings.seed, state.epoch])
-            module.train()
-            for place in rng.permutation(len(batches)):
-                done = max(state.step / total_steps, (time.monotonic() - start) / settings.budget_s)
-                warm = min((state.step + 1) / max(settings.warmup_steps, 1), 1.0)
-                for group in optimiser.param_groups:
-                    group["lr"] = settings.learning_rate * warm * _decay(done)
-                value = loss(batches[int(place)], rng)
-                optimiser.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(learning, settings.clip)
-                optimiser.step()
-                state.step += 1
-                progress.advance(note=f"best {max(state.best, 0.0):.3f}")
-                if time.monotonic() - start > settings.budget_s:
-                    break
+            _train_epoch(state, learning, batches, loss, settings, start, progress)
             state.epoch += 1
             module.eval()
             with torch.inference_mode():
@@ -188,6 +173,35 @@ def fit(
     module.load_state_dict(state.best_weights, strict=False)
     module.eval()
     return FitReport(best=state.best, best_epoch=state.best_epoch, epochs=state.epoch, seconds=time.monotonic() - start)
+
+
+def _train_epoch(
+    state: _State,
+    learning: list[nn.Parameter],
+    batches: Sequence[Batch],
+    loss: Callable[[Batch, np.random.Generator], Tensor],
+    settings: FitSettings,
+    start: float,
+    progress: Progress,
+) -> None:
+    """One pass over the batches, or what fits into the time limit that began at `start` (monotonic seconds)."""
+    rng = np.random.default_rng([settings.seed, state.epoch])
+    total_steps = settings.epochs * max(len(batches), 1)
+    state.module.train()
+    for place in rng.permutation(len(batches)):
+        done = max(state.step / total_steps, (time.monotonic() - start) / settings.budget_s)
+        warm = min((state.step + 1) / max(settings.warmup_steps, 1), 1.0)
+        for group in state.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * warm * _decay(done)
+        value = loss(batches[int(place)], rng)
+        state.optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(learning, settings.clip)
+        state.optimiser.step()
+        state.step += 1
+        progress.advance(note=f"best {max(state.best, 0.0):.3f}")
+        if time.monotonic() - start > settings.budget_s:
+            break
 
 
 def _decay(done: float) -> float:

@@ -56,7 +56,7 @@ class TrainSettings:
 
     ranker: RankerSettings = field(default_factory=RankerSettings)
     """The network."""
-    sequence_fit: FitSettings = field(default_factory=lambda: FitSettings(learning_rate=2e-3, epochs=20))
+    sequence_fit: FitSettings = field(default_factory=lambda: FitSettings(learning_rate=2e-3, epochs=8))
     """Of the base and of the ID-only baseline; `budget_s` is set from `minutes_budget`."""
     intent_fit: FitSettings = field(default_factory=lambda: FitSettings(learning_rate=2e-3, epochs=5, patience=2))
     """Of the intent part."""
@@ -66,17 +66,20 @@ class TrainSettings:
     """Wall time of everything; the time limits of the stages are shares of it."""
     seed: int = 0
     """Of weights, order and negatives."""
-    sequence_batch: int = 128
-    """Windows of a step."""
     sequence_negatives: int = 512
     """Shared by the positions of a step."""
-    rank_batch: int = 64
-    """Examples of a step of the intent stage."""
+    steps_per_epoch: int = 150
+    """Small data are trained in small batches, so that an epoch has at least so many steps (measured on the demo world:
+    NDCG@10 of the ID-only model on valid 0.54 after 12 epochs of 40 steps, 0.62 after 8 of 160)."""
+    sequence_batch: tuple[int, int] = (16, 128)
+    """Fewest and most windows of a step."""
+    rank_batch: tuple[int, int] = (16, 48)
+    """Fewest and most examples of a step of the intent stage."""
     rank_negatives: int = 128
     """Shared by the examples of a step."""
     train_history: int = 128
     """Behaviours of an example of the intent stage, the latest."""
-    max_examples: int = 16_000
+    max_examples: int = 40_000
     """Of the intent stage, chosen at random."""
     valid_examples: int = 600
     """Targets of the `valid` split, chosen at random, that training is stopped by."""
@@ -126,7 +129,9 @@ class Training:
     def fit_sequence(self, name: str, model: SequenceModel, share: float) -> FitReport:
         """Train a sequence model on every position of the training histories."""
         s = self.settings
-        batches = sequence_batches(self.log, self.task, window=s.ranker.sequence.window, batch=s.sequence_batch)
+        users = len(np.unique(self.log.starts))
+        size = batch_size(users, s.steps_per_epoch, s.sequence_batch)
+        batches = sequence_batches(self.log, self.task, window=s.ranker.sequence.window, batch=size)
 
         def loss(batch: SequenceBatch, rng: np.random.Generator) -> Tensor:
             return sequence_loss(model, batch, self.sampler, s.sequence_negatives, rng)
@@ -150,9 +155,8 @@ class Training:
         """Train everything but the base on looked-up examples, then choose the blend."""
         s = self.settings
         targets = some(training_targets(self.log, self.task), s.max_examples, np.random.default_rng([s.seed, 7]))
-        batches = list(
-            rank_batches(self.table, self.log, targets, self.task, max_length=s.train_history, batch=s.rank_batch)
-        )
+        size = batch_size(len(targets), s.steps_per_epoch, s.rank_batch)
+        batches = list(rank_batches(self.table, self.log, targets, self.task, max_length=s.train_history, batch=size))
         base = sequence_scorer(ranker.base)
 
         def loss(batch: RankBatch, rng: np.random.Generator) -> Tensor:
@@ -293,6 +297,11 @@ def sequence_loss(
     negative_scores_XS = torch.matmul(states_XH, model.items(negative_rows_S).transpose(0, 1))
     losses_X = sampled_softmax_losses(target_scores_X, negative_scores_XS, target_rows_X, negative_rows_S, log_chance_S)
     return (losses_X * weights_X).sum() / weights_X.sum().clamp(min=1e-6)
+
+
+def batch_size(count: int, steps: int, bounds: tuple[int, int]) -> int:
+    """A batch size that makes `steps` steps of `count`, within bounds."""
+    return min(max(count // steps, bounds[0]), bounds[1])
 
 
 HIDDEN_SHARE = 0.05
