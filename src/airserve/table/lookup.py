@@ -148,16 +148,23 @@ def ranker_inputs(request: Mapping[str, Array], looked_up: Mapping[str, Array]) 
 
 
 def merge_lookups(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Join calls along the batch axis, padding every axis that varies to the longest.
+    """Join calls along the batch axis, padding every axis that varies to its longest in any tensor.
+
+    The longest of all tensors, because an empty history has no ages while its lookup has one padded row.
 
     Args:
         parts: calls with the same tensors each, all named in `contract.REQUEST` or `contract.LOOKUP_OUTPUTS`.
     """
+    extents: dict[str, int] = {}
+    for part in parts:
+        for name, array in part.items():
+            for axis, size in zip(_SPECS[name].axes[1:], array.shape[1:], strict=True):
+                extents[axis] = max(extents.get(axis, 0), size)
     merged: dict[str, Array] = {}
     for name in parts[0]:
         spec = _SPECS[name]
         arrays = [part[name] for part in parts]
-        shape = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True))
+        shape = tuple(extents[axis] for axis in spec.axes[1:])
         joined = np.full((sum(len(array) for array in arrays), *shape), _PADDING.get(name, 0), dtype=spec.dtype)
         start = 0
         for array in arrays:

@@ -52,7 +52,8 @@ class TritonPythonModel:
             }
             for request in requests
         ]
-        merged = parts[0] if len(parts) == 1 else merge_lookups(parts)
+        # Also for a single part: an empty history has no ages, while the lookup hands on one padded row.
+        merged = merge_lookups(parts)
         wanted = [name for name in OUTPUTS if any(name in request.requested_output_names() for request in requests)]
         results = dict(zip(wanted, self.session.run(wanted, merged), strict=True))
         responses = []
