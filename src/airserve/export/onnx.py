@@ -46,7 +46,7 @@ def stamps(table: IntentTable) -> dict[str, str]:
         "contract_version": str(contract.CONTRACT_VERSION),
         "catalogue_sha256": table.manifest.catalogue_sha256,
         "vocabulary_sha256": table.manifest.vocabulary_sha256,
-        "table_version": str(table.table_version),
+        contract.TABLE_VERSION.name: str(table.table_version),
     }
 
 
@@ -132,7 +132,7 @@ def write_manifest(folder: Path, table: IntentTable, extra: dict[str, Any]) -> d
     manifest: dict[str, Any] = {
         **stamps(table),
         "contract_version": contract.CONTRACT_VERSION,
-        "table_version": table.table_version,
+        contract.TABLE_VERSION.name: table.table_version,
         "opset": OPSET,
         "onnx_sha256": digest,
         **extra,

@@ -2,4 +2,8 @@
 
 ONNX_FILE = "ranker.onnx"
 PLAN_FILE = "model.plan"
+PLAN_MANIFEST = "plan.json"
 TABLE_FOLDER = "table"
+WARMUP_FOLDER = "warmup"
+FUSED_SOURCE = "intent_fused"
+"""The Python model that does both steps in one process."""
