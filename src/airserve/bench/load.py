@@ -49,13 +49,17 @@ class Wire:
         self._channel = grpc.insecure_channel(url, options=OPTIONS)
         self._infer = self._channel.unary_unary(INFER)
 
+    def call(self, message: bytes, timeout_s: float) -> tuple[str, bytes]:
+        """Send one call and wait; the gRPC status, and the encoded answer or the text of the refusal."""
+        try:
+            answer: bytes = self._infer(message, timeout=timeout_s)
+        except grpc.RpcError as error:
+            return str(error.code().name), str(error.details()).encode()
+        return OK, answer
+
     def ask(self, message: bytes, timeout_s: float) -> str:
         """Send one call and wait; the gRPC status, `OK` or its name."""
-        try:
-            self._infer(message, timeout=timeout_s)
-        except grpc.RpcError as error:
-            return str(error.code().name)
-        return OK
+        return self.call(message, timeout_s)[0]
 
     def start(self, message: bytes, timeout_s: float, done: Callable[[str], None]) -> None:
         """Send one call; `done` is called with its status, from another thread."""
