@@ -1,6 +1,7 @@
 """File names inside a model version; standard library only, so that Triton's Python models can import it."""
 
 ONNX_FILE = "ranker.onnx"
+FP16_FILE = "ranker.fp16.onnx"
 PLAN_FILE = "model.plan"
 PLAN_MANIFEST = "plan.json"
 TABLE_FOLDER = "table"

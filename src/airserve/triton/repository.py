@@ -14,6 +14,7 @@ from pathlib import Path
 
 from airserve import contract
 from airserve.errors import ArtifactError
+from airserve.export.tensorrt import check_plan
 from airserve.triton.config import ServingSettings, Target, all_configs, warmup_files
 from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
 
@@ -100,6 +101,8 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
             got="no such file",
             remedy="run build/compile_engine.py" if source.target == "tensorrt" else "run build/export_onnx.py",
         )
+    if source.target == "tensorrt":
+        check_plan(source.engine)
     fresh = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     write_static(fresh, source.target, source.settings)
