@@ -58,7 +58,7 @@ def calls(local: InProcess) -> list[dict[str, Any]]:
     return make_requests(local.table, WorkloadSettings(behaviours=24, candidates=24, count=20, mixed=True))
 
 
-@pytest.mark.parametrize("count", [SOME, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [SOME, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
 def test_changed_calls_are_refused_by_name_or_answered_as_in_process(
     attacked: TritonServer, local: InProcess, calls: list[dict[str, Any]], count: int
 ) -> None:
@@ -70,7 +70,7 @@ def test_changed_calls_are_refused_by_name_or_answered_as_in_process(
     assert report.statuses["INVALID_ARGUMENT"] > count // 20
 
 
-@pytest.mark.parametrize("count", [SOME, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [SOME, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
 def test_spoilt_messages_leave_the_server_and_its_answers_alone(
     attacked: TritonServer, local: InProcess, calls: list[dict[str, Any]], count: int
 ) -> None:

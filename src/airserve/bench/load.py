@@ -1,7 +1,7 @@
 """Load on a served model over gRPC, cheap enough to run on the server's own cores.
 
-Messages are encoded once and sent as bytes, answers are not decoded: a call costs this side about 0.1 ms, so the load
-generator takes little of what it measures. `airserve.client` is measured apart, with its own costs.
+Messages are encoded once and sent as bytes, answers are not decoded, so that the load generator takes little of what it
+measures. `airserve.client` is measured apart, with its own costs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which requests of a dynamic batch are padded together.
 
 What limits it: a graph call costs a fixed part (some 400 small kernels) and multiply-adds that grow with the padded
-sizes. On one core, 16 requests of L=C=128 together took 0.6 of the time of one by one; a request of C=16 padded to
-C=1024 would take 20 times its own. So requests of like size run together, and a very large one runs alone.
+sizes. On one core, 16 requests of L=C=128 together took 0.6 of the CPU time of one by one; a small request padded to the
+largest sizes would take a multiple of its own. So requests of like size run together, and a very large one runs alone.
 
 Axes: B requests, L behaviours, C candidates, R chains, U nodes, as in `airserve.contract`.
 """
@@ -17,7 +17,7 @@ FIXED_COST = 6e6
 PADDING_SHARE = 1.3
 """A group may cost so many times its requests alone; less than what one call for all saves."""
 GROUP_BOUND = 4e8
-"""Multiply-adds of one call: bounds its memory (about 300 MB of intermediate values) and how long others wait."""
+"""Multiply-adds of one call: bounds its memory and how long others wait."""
 
 
 class Extent(NamedTuple):

@@ -1,6 +1,6 @@
 """Our own Prometheus metrics, from inside Triton's Python models.
 
-Each report to Triton is a message to another process (about 50 us), so counts are kept here and handed over at most
+Each report to Triton is a message to another process, so counts are kept here and handed over at most
 once in `REPORT_EVERY_S`, with the first batch after that time; on an idle server the last batches' counts wait.
 """
 
