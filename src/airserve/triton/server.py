@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 UNHEALTHY_STUB = "is not healthy"
-"""What Triton says when it gives a Python model's process up; seen while loading on a machine with far too much work."""
+"""What Triton says when it gives a Python model's process up; seen while loading on an overloaded machine."""
 START_ATTEMPTS = 2
 HIGHEST_PORT = 65535
 
