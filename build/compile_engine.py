@@ -20,6 +20,8 @@ def main(
     engine: Path = Path("artifacts/demo/engine"),
     max_batch: int = contract.MAX_BATCH,
     version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    fp16: bool = False,
 ) -> dict[str, object]:
     """Compile `ranker.onnx` to `model.plan` in the same folder.
 
@@ -27,8 +29,16 @@ def main(
         engine: folder made by build/export_onnx.py.
         max_batch: largest batch of the engine's profile.
         version_compatible: let later TensorRT releases load the plan.
+        hardware_compatible: let other GPUs load the plan.
+        fp16: compile ranker.fp16.onnx.
     """
-    settings = CompileSettings(engine=engine, max_batch=max_batch, version_compatible=version_compatible)
+    settings = CompileSettings(
+        engine=engine,
+        max_batch=max_batch,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        fp16=fp16,
+    )
     if has_tensorrt():
         return {"serves": "tensorrt", **compile_engine(settings)}
     if not (engine / ONNX_FILE).exists():

@@ -10,6 +10,7 @@ from airserve import contract
 from airserve.cli import run_script
 from airserve.export.onnx import export_ranker, write_manifest
 from airserve.export.parity import check_parity, measure_ms
+from airserve.export.precision import write_fp16
 from airserve.table.lookup import IntentTable
 from airserve.training.checkpoint import load_ranker
 
@@ -21,6 +22,7 @@ def main(
     ranker: Path = Path("artifacts/demo/ranker"),
     tables: Path = Path("artifacts/demo/tables"),
     out: Path = Path("artifacts/demo/engine"),
+    fp16: bool = False,
 ) -> dict[str, object]:
     """Write ranker.onnx and manifest.json.
 
@@ -28,6 +30,7 @@ def main(
         ranker: folder made by offline/train_ranker.py.
         tables: folder made by offline/build_tables.py, which the ranker was trained on.
         out: folder to write to.
+        fp16: also write ranker.fp16.onnx, for engines that compute in half precision.
     """
     torch.set_num_threads(1)
     table = IntentTable.open(tables / "serving")
@@ -43,7 +46,11 @@ def main(
     usual = {axis: sizes[1] for axis, sizes in contract.PROFILE.items()}
     sizes = {"n_rows": len(table.item_vectors), "n_nodes": len(table.node_vectors)}
     speed = measure_ms(path, usual, n_rows=sizes["n_rows"], n_nodes=sizes["n_nodes"])
-    manifest = write_manifest(out, table, {**sizes, "parity": parity, "onnxruntime_one_thread": {**usual, **speed}})
+    extra: dict[str, object] = {**sizes, "parity": parity, "onnxruntime_one_thread": {**usual, **speed}}
+    if fp16:
+        extra["fp16"] = half = write_fp16(out, **sizes)
+        log.info("fp16 against fp32: largest difference of a score %.2g", half["max_difference"])
+    manifest = write_manifest(out, table, extra)
     log.info("wrote %s and %s", path, out / "manifest.json")
     return {"onnx": str(path), "bytes": path.stat().st_size, **manifest}
 

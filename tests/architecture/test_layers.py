@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airserve import contract
+from airserve.triton.config_names import FUSED_SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -175,7 +176,7 @@ def test_the_lookup_needs_numpy_and_the_contract_only(name: str) -> None:
 
 def test_tritons_python_models_need_only_what_the_servers_environment_has() -> None:
     models = sorted((LIBRARY / "triton" / "python_models").glob("*.py"))
-    assert {path.stem for path in models} == {"__init__", contract.LOOKUP_MODEL, contract.RANKER_MODEL}
+    assert {path.stem for path in models} == {"__init__", FUSED_SOURCE, contract.LOOKUP_MODEL, contract.RANKER_MODEL}
     needed = {
         relative(file): sorted(foreign)
         for model in models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, UserError
-from airserve.triton.config import TARGETS, ServingSettings, Target, all_configs
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, TABLE_FOLDER
+from airserve.triton.config import DEFAULT_VARIANT, TARGETS, ServingSettings, Target, all_configs, executing_model
+from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
 from airserve.triton.repository import RepositorySource, write_repository, write_static
 
+STEPWISE = ServingSettings(variant="stepwise")
+FUSED = ServingSettings(variant="fused")
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
 REGENERATE = "run `make repository` and commit what it writes"
 
@@ -40,7 +43,8 @@ def parse(text: str) -> Any:
 
 
 def configs(target: Target, settings: ServingSettings | None = None) -> dict[str, Any]:
-    return {name: parse(text) for name, text in all_configs(target, settings).items()}
+    """The parsed configs; of the stepwise variant when nothing is said."""
+    return {name: parse(text) for name, text in all_configs(target, settings or STEPWISE).items()}
 
 
 def signature(tensors: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -53,16 +57,16 @@ def expected_signature(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, tu
 
 
 def test_the_committed_repository_is_what_the_contract_generates(tmp_path: Path) -> None:
-    write_static(tmp_path, "embedded")
+    write_static(tmp_path, "embedded", STEPWISE)
     fresh, committed = contents(tmp_path), contents(COMMITTED)
     assert sorted(fresh) == sorted(committed), REGENERATE
     for name, content in fresh.items():
-        assert content.decode() == committed[name].decode(), f"{name}: {REGENERATE}"
+        assert content == committed[name], f"{name}: {REGENERATE}"
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_static(tmp_path / name, "embedded")
+        write_static(tmp_path / name, "embedded", STEPWISE)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -124,8 +128,8 @@ def test_the_ranker_runs_in_the_backend_of_the_target() -> None:
 
 
 def test_the_lookup_is_the_same_on_every_target() -> None:
-    assert len({all_configs(target)[contract.LOOKUP_MODEL] for target in TARGETS}) == 1
-    assert len({all_configs(target)[contract.ENSEMBLE_MODEL] for target in TARGETS}) == 1
+    assert len({all_configs(target, STEPWISE)[contract.LOOKUP_MODEL] for target in TARGETS}) == 1
+    assert len({all_configs(target, STEPWISE)[contract.ENSEMBLE_MODEL] for target in TARGETS}) == 1
 
 
 def test_python_models_take_requests_of_different_lengths_in_one_batch() -> None:
@@ -141,7 +145,7 @@ def test_a_compiled_ranker_takes_whole_tensors_only(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_python_models_are_written_exactly_where_the_python_backend_runs_them(tmp_path: Path, target: Target) -> None:
-    write_static(tmp_path, target)
+    write_static(tmp_path, target, STEPWISE)
     found = configs(target)
     with_source = {path.parent.parent.name for path in tmp_path.glob("*/1/model.py")}
     assert with_source == {name for name, config in found.items() if config.backend == "python"}
@@ -149,7 +153,9 @@ def test_python_models_are_written_exactly_where_the_python_backend_runs_them(tm
 
 
 def test_settings_reach_the_configuration() -> None:
-    settings = ServingSettings(max_queue_delay_us=7, lookup_instances=2, ranker_instances=3, ranker_threads=4)
+    settings = ServingSettings(
+        variant="stepwise", max_queue_delay_us=7, lookup_instances=2, ranker_instances=3, ranker_threads=4
+    )
     found = configs("embedded", settings)
     lookup, ranker = found[contract.LOOKUP_MODEL], found[contract.RANKER_MODEL]
     assert lookup.instance_group[0].count == 2
@@ -161,11 +167,78 @@ def test_settings_reach_the_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lookup_instances", 0), ("ranker_instances", -1), ("ranker_threads", 0), ("max_queue_delay_us", -1)],
+    [
+        ("lookup_instances", 0),
+        ("ranker_instances", -1),
+        ("ranker_threads", 0),
+        ("max_queue_delay_us", -1),
+        ("max_queue_size", 0),
+        ("queue_timeout_us", 0),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{name}: .*got {value}"):
         ServingSettings(**{name: value})
+
+
+# The fused variant.
+
+
+def test_the_fused_variant_is_one_python_model_under_the_public_name(tmp_path: Path) -> None:
+    found = configs("embedded", FUSED)
+    assert list(found) == [contract.ENSEMBLE_MODEL]
+    config = found[contract.ENSEMBLE_MODEL]
+    assert config.backend == "python"
+    assert signature(config.input) == expected_signature(contract.REQUEST)
+    assert signature(config.output) == expected_signature(contract.RESPONSE)
+    assert all(tensor.allow_ragged_batch for tensor in config.input)
+    write_static(tmp_path, "embedded", FUSED)
+    assert FUSED_SOURCE in (tmp_path / contract.ENSEMBLE_MODEL / "1" / "model.py").read_text()
+
+
+def test_the_default_variant_is_the_targets() -> None:
+    for target in TARGETS:
+        assert (set(all_configs(target)) == {contract.ENSEMBLE_MODEL}) == (DEFAULT_VARIANT[target] == "fused")
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_the_fused_variant_is_refused_where_a_backend_runs_the_graph(target: Target) -> None:
+    with pytest.raises(UserError, match=f"fused: expected target embedded, got target {target}; use"):
+        all_configs(target, FUSED)
+
+
+def test_the_executing_model_is_the_one_that_batches() -> None:
+    for settings in (FUSED, STEPWISE):
+        model = executing_model("embedded", settings)
+        assert configs("embedded", settings)[model].HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize("settings", [FUSED, STEPWISE], ids=["fused", "stepwise"])
+def test_every_queue_is_bounded_and_every_executed_model_warms_up(tmp_path: Path, settings: ServingSettings) -> None:
+    write_static(tmp_path, "embedded", settings)
+    for name, config in configs("embedded", settings).items():
+        if config.platform == "ensemble":
+            continue
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        assert policy.default_timeout_microseconds == settings.queue_timeout_us
+        assert policy.max_queue_size == settings.max_queue_size
+        assert len(config.model_warmup) > 0
+        for warmup in config.model_warmup:
+            assert set(warmup.inputs) == {tensor.name for tensor in config.input}
+            for tensor in warmup.inputs.values():
+                if tensor.input_data_file:
+                    file = tmp_path / name / WARMUP_FOLDER / tensor.input_data_file
+                    size = {pb.TYPE_INT64: 8, pb.TYPE_INT32: 4, pb.TYPE_FP32: 4}[tensor.data_type]
+                    assert file.stat().st_size == size * math.prod(tensor.dims)
+
+
+def test_a_fused_repository_holds_table_and_graph_beside_each_other(tmp_path: Path) -> None:
+    out = write_repository(source_of(tmp_path, settings=FUSED), tmp_path / "repository")
+    version = out / contract.ENSEMBLE_MODEL / "1"
+    assert (version / ONNX_FILE).read_bytes() == b"graph"
+    assert (version / TABLE_FOLDER / "items.npy").read_bytes() == b"items"
+    assert [path.name for path in out.iterdir()] == [contract.ENSEMBLE_MODEL]
 
 
 # A whole repository, of stand-in files.
@@ -174,7 +247,12 @@ MANIFEST = {"contract_version": contract.CONTRACT_VERSION, "catalogue_sha256": "
 
 
 def source_of(
-    folder: Path, *, target: Target = "embedded", engine_file: str = ONNX_FILE, **engine: object
+    folder: Path,
+    *,
+    target: Target = "embedded",
+    engine_file: str = ONNX_FILE,
+    settings: ServingSettings = STEPWISE,
+    **engine: object,
 ) -> RepositorySource:
     serving, engine_folder = folder / "tables" / "serving", folder / "engine"
     serving.mkdir(parents=True)
@@ -183,7 +261,7 @@ def source_of(
     (serving / "items.npy").write_bytes(b"items")
     (engine_folder / "manifest.json").write_text(json.dumps({**MANIFEST, **engine}))
     (engine_folder / engine_file).write_bytes(b"graph")
-    return RepositorySource(tables=folder / "tables", engine=engine_folder, target=target)
+    return RepositorySource(tables=folder / "tables", engine=engine_folder, target=target, settings=settings)
 
 
 def test_a_repository_holds_the_static_part_the_table_and_the_engine(tmp_path: Path) -> None:

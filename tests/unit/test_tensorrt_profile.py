@@ -11,8 +11,15 @@ from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
 from airserve.export import tensorrt
-from airserve.export.tensorrt import CompileSettings, compile_engine, profile_json, profile_shapes
-from airserve.triton.config_names import ONNX_FILE
+from airserve.export.tensorrt import (
+    CompileSettings,
+    check_plan,
+    compile_engine,
+    plan_identity,
+    profile_json,
+    profile_shapes,
+)
+from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 
 each_input = pytest.mark.parametrize("spec", contract.RANKER_INPUTS, ids=lambda spec: spec.name)
 
@@ -83,3 +90,44 @@ def test_tensorrt_counts_as_missing_when_polygraphy_is(monkeypatch: pytest.Monke
     assert not tensorrt.has_tensorrt()
     found.add("polygraphy")
     assert tensorrt.has_tensorrt()
+
+
+def write_plan(folder: Path) -> None:
+    same = {"contract_version": 1, "catalogue_sha256": "c", "vocabulary_sha256": "v", "onnx_sha256": "o"}
+    (folder / "manifest.json").write_text(json.dumps(same))
+    (folder / PLAN_FILE).write_bytes(b"a plan")
+    (folder / PLAN_MANIFEST).write_text(json.dumps({"tensorrt": "11.0", **plan_identity(folder, b"a plan")}))
+
+
+def test_a_plan_of_the_graph_beside_it_is_accepted(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    assert check_plan(tmp_path)["tensorrt"] == "11.0"
+
+
+def test_a_plan_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    (tmp_path / PLAN_MANIFEST).unlink()
+    with pytest.raises(ArtifactError, match=r"compile_engine\.py"):
+        check_plan(tmp_path)
+
+
+def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    (tmp_path / PLAN_FILE).write_bytes(b"A plan")
+    with pytest.raises(ArtifactError, match="plan_sha256"):
+        check_plan(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["contract_version", "catalogue_sha256", "vocabulary_sha256", "onnx_sha256"])
+def test_a_plan_of_another_graph_is_refused(tmp_path: Path, key: str) -> None:
+    write_plan(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, key: "another"}))
+    with pytest.raises(ArtifactError, match=f"{key} another"):
+        check_plan(tmp_path)
+
+
+def test_compiling_for_fp16_asks_for_the_fp16_graph(tmp_path: Path) -> None:
+    (tmp_path / ONNX_FILE).write_bytes(b"a graph")
+    with pytest.raises(ArtifactError, match="--fp16"):
+        compile_engine(CompileSettings(engine=tmp_path, fp16=True))

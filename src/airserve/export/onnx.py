@@ -18,6 +18,7 @@ import torch
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import EngineError
+from airserve.export.fold import fold_fixed_sizes
 from airserve.export.parity import random_inputs
 from airserve.model.ranker import Ranker
 from airserve.table.lookup import IntentTable
@@ -87,6 +88,7 @@ def export_ranker(ranker: Ranker, table: IntentTable, folder: Path) -> Path:
     model = onnx.load(str(temporary))
     temporary.unlink()
     _set_output_shapes(model)
+    model = fold_fixed_sizes(model)
     onnx.helper.set_model_props(model, stamps(table))
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)

@@ -6,9 +6,11 @@ flags are passed). Not executed on the project's own machines, which have no GPU
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
+from airserve.triton.config_names import FP16_FILE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 
 TIMING_CACHE = "timing.cache"
 
@@ -31,6 +33,10 @@ class CompileSettings:
     """Largest batch of the optimisation profile."""
     version_compatible: bool = False
     """Let later TensorRT releases load the plan (Triton then needs version-compatible=true)."""
+    hardware_compatible: bool = False
+    """Let other GPUs of this generation (Ampere) and later ones load the plan, at some cost in speed."""
+    fp16: bool = False
+    """Compile the fp16 graph; precision is in the graph, no builder flag is set."""
     workspace_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
@@ -72,9 +78,10 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
         ArtifactError: without an exported graph.
         EngineError: when TensorRT is missing or does not build the graph.
     """
-    graph = settings.engine / ONNX_FILE
+    graph = settings.engine / (FP16_FILE if settings.fp16 else ONNX_FILE)
     if not graph.exists():
-        raise ArtifactError(str(graph), expected="a graph", got="no such file", remedy="run build/export_onnx.py")
+        remedy = "run build/export_onnx.py" + (" --fp16" if settings.fp16 else "")
+        raise ArtifactError(str(graph), expected="a graph", got="no such file", remedy=remedy)
     if not has_tensorrt():
         raise EngineError("tensorrt: not installed here; build the engine inside the Triton container that serves it")
     import tensorrt as trt
@@ -87,6 +94,9 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
     config = CreateConfig(
         profiles=[profile],
         version_compatible=settings.version_compatible,
+        hardware_compatibility_level=trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if settings.hardware_compatible
+        else None,
         memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace_bytes},
         load_timing_cache=str(settings.engine / TIMING_CACHE),
     )
@@ -101,11 +111,60 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
     _write(settings.engine / PLAN_FILE, plan)
     about = {
         "tensorrt": trt.__version__,
+        "gpu": gpu_name(),
+        "precision": "fp16" if settings.fp16 else "fp32",
         "version_compatible": settings.version_compatible,
-        "plan_bytes": len(plan),
+        "hardware_compatible": settings.hardware_compatible,
         "profile": profile_json(settings.max_batch),
+        **plan_identity(settings.engine, plan),
     }
-    _write(settings.engine / "plan.json", json.dumps(about, indent=1).encode())
+    _write(settings.engine / PLAN_MANIFEST, json.dumps(about, indent=1).encode())
+    return about
+
+
+def gpu_name() -> str:
+    """GPU and driver of this machine as `nvidia-smi` says them, `unknown` without it."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said.splitlines()[0].strip() if said.strip() else "unknown"
+
+
+def plan_identity(engine: Path, plan: bytes) -> dict[str, Any]:
+    """What says of which graph a plan was built: checked when the plan is put into a repository."""
+    manifest = json.loads((engine / "manifest.json").read_text())
+    same = ("contract_version", "catalogue_sha256", "vocabulary_sha256", "onnx_sha256")
+    return {
+        "plan_bytes": len(plan),
+        "plan_sha256": hashlib.sha256(plan).hexdigest(),
+        **{key: manifest.get(key) for key in same},
+    }
+
+
+def check_plan(engine: Path) -> dict[str, Any]:
+    """Refuse a plan that is damaged, or that was built from another graph than the one beside it.
+
+    Returns:
+        The plan's manifest.
+
+    Raises:
+        ArtifactError: naming what differs.
+    """
+    remedy = "run build/compile_engine.py in the image that will serve it"
+    path = engine / PLAN_MANIFEST
+    if not path.exists():
+        raise ArtifactError(str(path), expected="a manifest of the plan", got="no such file", remedy=remedy)
+    about: dict[str, Any] = json.loads(path.read_text())
+    for key, value in plan_identity(engine, (engine / PLAN_FILE).read_bytes()).items():
+        if about.get(key) != value:
+            raise ArtifactError(
+                str(engine / PLAN_FILE),
+                expected=f"{key} {value} (the graph's and the file's)",
+                got=f"{about.get(key)} (when it was built)",
+                remedy=remedy,
+            )
     return about
 
 

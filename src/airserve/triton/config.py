@@ -1,8 +1,9 @@
 """config.pbtxt of every served model, generated from the contract through Triton's own protobuf.
 
-Three targets share one ensemble: `embedded` (the server of the pytriton wheel, which has the Python backend only),
-`onnxruntime` and `tensorrt` (the Triton container). The lookup is a Python model everywhere; the ranker is a Python
-model that runs ONNX Runtime on `embedded`, and the named backend elsewhere.
+Three targets: `embedded` (the server of the pytriton wheel, which has the Python backend only), `onnxruntime` and
+`tensorrt` (the Triton container). Two variants answer under the same public name: `stepwise`, an ensemble of the lookup
+(a Python model everywhere) and the ranker (a Python model that runs ONNX Runtime on `embedded`, the named backend
+elsewhere); and `fused`, one Python model that does both in one process. docs/SERVING.md has the measurements.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -18,17 +20,29 @@ from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
 from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
+from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime", "tensorrt")
+Variant = Literal["stepwise", "fused"]
+DEFAULT_VARIANT: dict[Target, Variant] = {"embedded": "fused", "onnxruntime": "stepwise", "tensorrt": "stepwise"}
+"""On one machine without a GPU the hand-over costs more than a step; a compiled backend needs the steps."""
+WARMUP_SIZE = 128
+"""L and C of the warm-up requests in the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingSettings:
     """What can be tuned in the generated configuration."""
 
-    max_queue_delay_us: int = 100
-    """How long a step waits for more requests to batch, microseconds."""
+    variant: Variant | None = None
+    """`stepwise` or `fused` (`embedded` only); the target's default when None."""
+    max_queue_delay_us: int = 0
+    """How long a step waits for more requests to batch, microseconds. At 0 a batch is what came during the last one."""
+    max_queue_size: int = 64
+    """Requests that wait in front of the first step; more are refused as UNAVAILABLE."""
+    queue_timeout_us: int = 500_000
+    """A request that waited this long in a queue is refused as UNAVAILABLE, microseconds."""
     lookup_instances: int = 1
     """Processes that run the lookup."""
     ranker_instances: int = 1
@@ -37,11 +51,34 @@ class ServingSettings:
     """ONNX Runtime threads of one ranker instance (`embedded` only)."""
 
     def __post_init__(self) -> None:
-        bounds = {"lookup_instances": 1, "ranker_instances": 1, "ranker_threads": 1, "max_queue_delay_us": 0}
+        bounds = {
+            "lookup_instances": 1,
+            "ranker_instances": 1,
+            "ranker_threads": 1,
+            "max_queue_delay_us": 0,
+            "max_queue_size": 1,
+            "queue_timeout_us": 1,
+        }
         for name, fewest in bounds.items():
             value = getattr(self, name)
             if value < fewest:
                 raise UserError(name, expected=f"at least {fewest}", got=str(value), remedy=f"give {fewest} or more")
+
+    def variant_for(self, target: Target) -> Variant:
+        """The variant to write.
+
+        Raises:
+            UserError: for `fused` where no Python model runs the graph.
+        """
+        variant = self.variant or DEFAULT_VARIANT[target]
+        if variant == "fused" and target != "embedded":
+            raise UserError(
+                f"variant {variant}",
+                expected="target embedded",
+                got=f"target {target}",
+                remedy=f"use the variant stepwise: the {target} backend runs the ranker",
+            )
+        return variant
 
 
 def _data_type(spec: TensorSpec) -> int:
@@ -61,13 +98,65 @@ def _new(name: str) -> Any:
     return config
 
 
+def _batching(config: Any, settings: ServingSettings, *, max_queue_size: int) -> None:
+    """Dynamic batching with a queue that is bounded in time, and in size unless that is 0."""
+    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    policy = config.dynamic_batching.default_queue_policy
+    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    policy.default_timeout_microseconds = settings.queue_timeout_us
+    policy.allow_timeout_override = True
+    policy.max_queue_size = max_queue_size
+
+
+def _warm_up_with_files(config: Any) -> None:
+    for batch in (1, 8):
+        warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
+        for spec in contract.REQUEST:
+            tensor = warmup.inputs[spec.name]
+            tensor.data_type = _data_type(spec)
+            tensor.dims.extend(WARMUP_SIZE if size < 0 else size for size in spec.dims)
+            tensor.input_data_file = spec.name
+
+
+def warmup_files() -> dict[str, bytes]:
+    """File name to content, of the request that `_warm_up_with_files` names."""
+    items = np.arange(1, 1 + WARMUP_SIZE, dtype=np.int64)
+    request = warmup_request(items, 1, WARMUP_SIZE, WARMUP_SIZE)
+    return {spec.name: request[spec.name].tobytes() for spec in contract.REQUEST}
+
+
+def _warm_up_with_zeros(config: Any) -> None:
+    """All zeros are a valid ranker input: padding everywhere. The axes have the profile's usual sizes."""
+    for batch in (1, 8):
+        warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
+        for spec in contract.RANKER_INPUTS:
+            tensor = warmup.inputs[spec.name]
+            tensor.data_type = _data_type(spec)
+            sizes = zip(spec.axes[1:], spec.dims, strict=True)
+            tensor.dims.extend(contract.PROFILE[axis][1] if size < 0 else size for axis, size in sizes)
+            tensor.zero_data = True
+
+
+def fused_config(settings: ServingSettings) -> Any:
+    """The public model as one Python model: lookup and graph in one process."""
+    config = _new(contract.ENSEMBLE_MODEL)
+    config.backend = "python"
+    _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=True)
+    config.parameters["threads"].string_value = str(settings.ranker_threads)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.ranker_instances)
+    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    _warm_up_with_files(config)
+    return config
+
+
 def lookup_config(settings: ServingSettings) -> Any:
     """`intent_lookup`: item ids to the rows, nodes and chains of the request's intent tree."""
     config = _new(contract.LOOKUP_MODEL)
     config.backend = "python"
     _add_tensors(config, contract.REQUEST, contract.LOOKUP_OUTPUTS, ragged=True)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.lookup_instances)
-    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    _warm_up_with_files(config)
     return config
 
 
@@ -76,7 +165,8 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
     config = _new(contract.RANKER_MODEL)
     ragged = target == "embedded"
     _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=ragged)
-    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    _warm_up_with_zeros(config)
     if target == "embedded":
         config.backend = "python"
         config.parameters["threads"].string_value = str(settings.ranker_threads)
@@ -109,6 +199,12 @@ def ensemble_config() -> Any:
     return config
 
 
+def executing_model(target: Target, settings: ServingSettings | None = None) -> str:
+    """The model that runs the graph, whose statistics tell the executed batches."""
+    fused = (settings or ServingSettings()).variant_for(target) == "fused"
+    return contract.ENSEMBLE_MODEL if fused else contract.RANKER_MODEL
+
+
 def render(config: Any) -> str:
     """The text of a config.pbtxt, maps in a fixed order."""
     head = "# Generated by build/write_repository.py from airserve/contract.py; do not edit.\n"
@@ -118,6 +214,8 @@ def render(config: Any) -> str:
 def all_configs(target: Target, settings: ServingSettings | None = None) -> dict[str, str]:
     """Model name to config.pbtxt text, for one target."""
     settings = settings or ServingSettings()
+    if settings.variant_for(target) == "fused":
+        return {contract.ENSEMBLE_MODEL: render(fused_config(settings))}
     return {
         contract.LOOKUP_MODEL: render(lookup_config(settings)),
         contract.RANKER_MODEL: render(ranker_config(target, settings)),

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from airserve import contract
 from airserve.errors import ArtifactError
-from airserve.triton.config import ServingSettings, Target, all_configs
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, TABLE_FOLDER
+from airserve.export.tensorrt import check_plan
+from airserve.triton.config import ServingSettings, Target, all_configs, warmup_files
+from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
 
 VERSION = "1"
 MODEL_SOURCE = '''"""Source: airserve/triton/python_models/{name}.py."""
@@ -65,15 +66,20 @@ def check_same_catalogue(source: RepositorySource) -> None:
 
 
 def write_static(folder: Path, target: Target, settings: ServingSettings | None = None) -> None:
-    """Write what does not depend on data: config.pbtxt files and Python models."""
+    """Write what does not depend on data: config.pbtxt files, Python models and warm-up requests."""
     for name, text in all_configs(target, settings).items():
         version = folder / name / VERSION
         version.mkdir(parents=True, exist_ok=True)
         (folder / name / "config.pbtxt").write_text(text)
-        if name == contract.ENSEMBLE_MODEL:
+        if 'backend: "python"' in text:
+            source = FUSED_SOURCE if name == contract.ENSEMBLE_MODEL else name
+            (version / "model.py").write_text(MODEL_SOURCE.format(name=source))
+        elif name == contract.ENSEMBLE_MODEL:
             (version / ".gitkeep").touch()
-        elif 'backend: "python"' in text:
-            (version / "model.py").write_text(MODEL_SOURCE.format(name=name))
+        if "input_data_file" in text:
+            (folder / name / WARMUP_FOLDER).mkdir(exist_ok=True)
+            for file_name, content in warmup_files().items():
+                (folder / name / WARMUP_FOLDER / file_name).write_bytes(content)
 
 
 def write_repository(source: RepositorySource, out: Path) -> Path:
@@ -85,6 +91,7 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
     Raises:
         ArtifactError: when table and engine do not fit, or the target's engine file is missing.
     """
+    fused = source.settings.variant_for(source.target) == "fused"
     check_same_catalogue(source)
     engine_file = PLAN_FILE if source.target == "tensorrt" else ONNX_FILE
     if not (source.engine / engine_file).exists():
@@ -94,11 +101,15 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
             got="no such file",
             remedy="run build/compile_engine.py" if source.target == "tensorrt" else "run build/export_onnx.py",
         )
+    if source.target == "tensorrt":
+        check_plan(source.engine)
     fresh = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     write_static(fresh, source.target, source.settings)
-    shutil.copytree(source.tables / "serving", fresh / contract.LOOKUP_MODEL / VERSION / TABLE_FOLDER)
-    shutil.copy2(source.engine / engine_file, fresh / contract.RANKER_MODEL / VERSION / engine_file)
+    table_model = contract.ENSEMBLE_MODEL if fused else contract.LOOKUP_MODEL
+    engine_model = contract.ENSEMBLE_MODEL if fused else contract.RANKER_MODEL
+    shutil.copytree(source.tables / "serving", fresh / table_model / VERSION / TABLE_FOLDER)
+    shutil.copy2(source.engine / engine_file, fresh / engine_model / VERSION / engine_file)
     old = out.with_name(f"{out.name}.old-{os.getpid()}")
     if out.exists():
         out.rename(old)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,8 @@ from types import TracebackType
 from airserve import contract
 from airserve.errors import EngineError, UserError
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -34,6 +37,60 @@ def free_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+UNHEALTHY_STUB = "is not healthy"
+"""What Triton says when it gives a Python model's process up; seen while loading on an overloaded machine."""
+START_ATTEMPTS = 2
+HIGHEST_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerTls:
+    """Certificates of the server's gRPC endpoint, PEM files. HTTP stays plain: keep it on the loopback interface."""
+
+    certificate: Path
+    private_key: Path
+    client_authorities: Path | None = None
+    """Ask clients for a certificate signed by one of these (mutual TLS)."""
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "private_key", "client_authorities"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise UserError(name, expected="a PEM file", got=f"{path}, no such file", remedy="check the path")
+
+    def arguments(self) -> list[str]:
+        """For the tritonserver command line."""
+        given = [
+            "--grpc-use-ssl=1",
+            f"--grpc-server-cert={self.certificate.resolve()}",
+            f"--grpc-server-key={self.private_key.resolve()}",
+        ]
+        if self.client_authorities is not None:
+            given += ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={self.client_authorities.resolve()}"]
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSettings:
+    """Traces of requests through the steps."""
+
+    target: str
+    """An OpenTelemetry collector's URL (`http://host:4318/v1/traces`), or a file for Triton's own JSON."""
+    one_in: int = 1000
+    """Trace one request in so many."""
+
+    def __post_init__(self) -> None:
+        if self.one_in < 1:
+            raise UserError("one_in", expected="at least 1", got=str(self.one_in), remedy="1 traces every request")
+
+    def arguments(self) -> list[str]:
+        """For the tritonserver command line."""
+        given = [f"--trace-config=rate={self.one_in}", "--trace-config=level=TIMESTAMPS"]
+        if "://" in self.target:
+            return [*given, "--trace-config=mode=opentelemetry", f"--trace-config=opentelemetry,url={self.target}"]
+        return [*given, "--trace-config=mode=triton", f"--trace-config=triton,file={Path(self.target).resolve()}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +106,10 @@ class ServerSettings:
     http_port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     start_timeout_s: float = 120.0
+    tls: ServerTls | None = None
+    """Encrypt gRPC."""
+    trace: TraceSettings | None = None
+    """Trace requests."""
     log: Path | None = None
     """File for the server's own log; by default a temporary one, shown when the start fails."""
 
@@ -59,6 +120,17 @@ class ServerSettings:
                 expected=f"a model repository with the ensemble `{contract.ENSEMBLE_MODEL}`",
                 got="none",
                 remedy="write one with build/write_repository.py",
+            )
+        ports = {name: getattr(self, name) for name in ("grpc_port", "http_port", "metrics_port")}
+        for name, port in ports.items():
+            if not 1 <= port <= HIGHEST_PORT:
+                raise UserError(name, expected=f"1 to {HIGHEST_PORT}", got=str(port), remedy="choose another")
+        if len(set(ports.values())) < len(ports):
+            given = ", ".join(f"{name} {port}" for name, port in ports.items())
+            raise UserError("ports", expected="three different ones", got=given, remedy="change one")
+        if self.start_timeout_s <= 0:
+            raise UserError(
+                "start_timeout_s", expected="seconds > 0", got=str(self.start_timeout_s), remedy="120 is the default"
             )
 
 
@@ -133,6 +205,8 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--exit-timeout-secs=10",
+            *(s.tls.arguments() if s.tls else []),
+            *(s.trace.arguments() if s.trace else []),
         ]
 
     def _environment(self, site: Path) -> dict[str, str]:
@@ -147,29 +221,44 @@ class TritonServer:
         return env
 
     def start(self) -> TritonServer:
-        """Start the server and wait until every model is ready.
+        """Start the server and wait until every model is ready, its warm-up requests included.
+
+        A start that fails because the machine was too busy to run a model's process is tried once more.
 
         Raises:
             EngineError: when it ends or is not ready in time; the end of its log is part of the message.
         """
         site = find_site_packages(self.settings.environment)
         backends = self._write_backends(site)
-        with open(self.log_path, "wb") as log:
+        for attempt in range(1, START_ATTEMPTS + 1):
+            began = time.monotonic()
+            if self._launch(backends, site):
+                return self
+            lines = self.log_path.read_text(errors="replace").splitlines()
+            if attempt == START_ATTEMPTS or not any(UNHEALTHY_STUB in line for line in lines):
+                break
+            self._end()
+            log.warning("triton: a model's process got no CPU time while it was loading; starting again")
+        self.stop()
+        tail = "\n".join(lines[-40:])
+        raise EngineError(f"triton: not ready after {time.monotonic() - began:.0f} s; the end of its log:\n{tail}")
+
+    def _launch(self, backends: Path, site: Path) -> bool:
+        """Start the process; whether it became ready in time."""
+        with open(self.log_path, "wb") as log_file:
             self._process = subprocess.Popen(
                 self.command(backends, site),
                 env=self._environment(site),
-                stdout=log,
+                stdout=log_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         deadline = time.monotonic() + self.settings.start_timeout_s
         while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(self.log_path.read_text(errors="replace").splitlines()[-40:])
-                self.stop()
-                raise EngineError(f"triton: not ready within {self.settings.start_timeout_s:.0f} s; its log:\n{tail}")
+                return False
             time.sleep(0.1)
-        return self
+        return True
 
     def is_ready(self) -> bool:
         """Whether the server answers and all its models are loaded."""
@@ -189,8 +278,7 @@ class TritonServer:
         with urllib.request.urlopen(f"http://{self.metrics_url}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
-    def stop(self) -> None:
-        """Let requests in flight finish, then end the server; kill it after 20 seconds."""
+    def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -199,6 +287,10 @@ class TritonServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._process = None
+
+    def stop(self) -> None:
+        """Let requests in flight finish, then end the server; kill it after 20 seconds."""
+        self._end()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __enter__(self) -> TritonServer:

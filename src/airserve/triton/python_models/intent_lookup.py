@@ -15,6 +15,7 @@ from airserve import contract
 from airserve.errors import InvalidRequestError
 from airserve.table.lookup import IntentTable
 from airserve.triton.config_names import TABLE_FOLDER
+from airserve.triton.model_metrics import ModelMetrics
 
 
 class TritonPythonModel:
@@ -24,10 +25,13 @@ class TritonPythonModel:
         """Map the table that lies beside this model's version; a damaged or foreign one stops the load."""
         folder = os.path.join(args["model_repository"], args["model_version"], TABLE_FOLDER)
         self.table = IntentTable.open(folder)
+        self.metrics = ModelMetrics(self.table.table_version)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its own tree."""
-        return [self._answer(request) for request in requests]
+        responses = [self._answer(request) for request in requests]
+        self.metrics.count_batch(len(requests))
+        return responses
 
     def _answer(self, request: Any) -> Any:
         try:
@@ -37,9 +41,13 @@ class TritonPythonModel:
             contract.validate_request(tensors)
             found = self.table.lookup(tensors)
         except InvalidRequestError as error:
+            self.metrics.count_refusal(error.subject)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         except Exception as error:  # one request's fault must not fail the batch
+            self.metrics.count_refusal("internal")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{contract.LOOKUP_MODEL}: {error!r}"))
+        for value in found[contract.COVERAGE.name][:, 0]:
+            self.metrics.count_coverage(float(value))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(spec.name, found[spec.name]) for spec in contract.LOOKUP_OUTPUTS]
         )

@@ -10,14 +10,11 @@ import json
 import os
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
-from airserve.errors import ArtifactError
-from airserve.table.lookup import merge_lookups
 from airserve.triton.config_names import ONNX_FILE
+from airserve.triton.ranker_session import RankerSession
 
 OUTPUTS = [spec.name for spec in contract.RANKER_OUTPUTS]
 
@@ -27,24 +24,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph and check that it was exported for this contract."""
-        config = json.loads(args["model_config"])
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(config["parameters"]["threads"]["string_value"])
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        threads = int(json.loads(args["model_config"])["parameters"]["threads"]["string_value"])
         path = os.path.join(args["model_repository"], args["model_version"], ONNX_FILE)
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        made_for = self.session.get_modelmeta().custom_metadata_map.get("contract_version", "none")
-        if made_for != str(contract.CONTRACT_VERSION):
-            raise ArtifactError(
-                ONNX_FILE,
-                expected=f"contract version {contract.CONTRACT_VERSION}",
-                got=made_for,
-                remedy="export it again with build/export_onnx.py",
-            )
+        self.ranker = RankerSession(path, threads=threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all requests of a dynamic batch as one padded batch."""
+        """Run the requests of a dynamic batch together, those of like size as one padded batch."""
         parts = [
             {
                 spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
@@ -52,19 +37,12 @@ class TritonPythonModel:
             }
             for request in requests
         ]
-        # Also for a single part: an empty history has no ages, while the lookup hands on one padded row.
-        merged = merge_lookups(parts)
-        wanted = [name for name in OUTPUTS if any(name in request.requested_output_names() for request in requests)]
-        results = dict(zip(wanted, self.session.run(wanted, merged), strict=True))
-        responses = []
-        start = 0
-        for request, part in zip(requests, parts, strict=True):
-            batch, candidates = part[contract.CANDIDATE_ROWS.name].shape
-            tensors = [
-                pb_utils.Tensor(name, np.ascontiguousarray(results[name][start : start + batch, :candidates]))
-                for name in request.requested_output_names()
-                if name in results
-            ]
-            responses.append(pb_utils.InferenceResponse(tensors))
-            start += batch
-        return responses
+        asked = [set(request.requested_output_names()) for request in requests]
+        wanted = [name for name in OUTPUTS if any(name in names for names in asked)]
+        answers = self.ranker.run(parts, wanted)
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(name, array) for name, array in answer.items() if name in names]
+            )
+            for names, answer in zip(asked, answers, strict=True)
+        ]

@@ -1,0 +1,111 @@
+"""Triton Python model that serves the public name in one process: the lookup, then the compiled graph.
+
+Saves what the two steps of the ensemble cost each other on a machine without a GPU: a second queue, a second process,
+and the copies of seven tensors between them. Requests of one dynamic batch keep their own lengths (ragged batch).
+A request that breaks the contract is answered with INVALID_ARGUMENT and does not touch its neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from airserve import contract
+from airserve.errors import InvalidRequestError
+from airserve.table.lookup import IntentTable, ranker_inputs
+from airserve.triton.config_names import ONNX_FILE, TABLE_FOLDER
+from airserve.triton.model_metrics import ModelMetrics
+from airserve.triton.ranker_session import RankerSession
+from airserve.triton.warmup import warmup_requests
+
+COMPUTED = [spec.name for spec in contract.RANKER_OUTPUTS]
+LOOKED_UP = (contract.COVERAGE.name, contract.TABLE_VERSION.name)
+
+
+def refusal(message: str, code: int | None = None) -> Any:
+    """A response that carries an error."""
+    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
+    return pb_utils.InferenceResponse(error=error)
+
+
+class TritonPythonModel:
+    """Called by Triton's Python backend."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open table and graph, check that they fit, and run both once at the usual sizes."""
+        config = json.loads(args["model_config"])
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        self.table = IntentTable.open(os.path.join(folder, TABLE_FOLDER))
+        self.ranker = RankerSession(
+            os.path.join(folder, ONNX_FILE), threads=int(config["parameters"]["threads"]["string_value"])
+        )
+        self.ranker.check_table(self.table.manifest.catalogue_sha256, self.table.manifest.vocabulary_sha256)
+        for request in warmup_requests(self.table.items):
+            self.ranker.run([ranker_inputs(request, self.table.lookup(request))], COMPUTED)
+        self.metrics = ModelMetrics(self.table.table_version)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Look every request up, rank those that are sound together, and answer in order."""
+        responses: list[Any] = [None] * len(requests)
+        parts: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
+        places: list[int] = []
+        for at, request in enumerate(requests):
+            try:
+                inputs, looked_up = self._look_up(request)
+            except InvalidRequestError as error:
+                self.metrics.count_refusal(error.subject)
+                responses[at] = refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            except InterruptedError as error:
+                self.metrics.count_refusal("cancelled")
+                responses[at] = refusal(str(error), pb_utils.TritonError.CANCELLED)
+            except Exception as error:  # one request's fault must not fail the batch
+                self.metrics.count_refusal("internal")
+                responses[at] = refusal(f"{contract.ENSEMBLE_MODEL}: {error!r}")
+            else:
+                parts.append(inputs)
+                found.append(looked_up)
+                places.append(at)
+        if parts:
+            self._rank(requests, parts, found, places, responses)
+        self.metrics.count_batch(len(requests))
+        return responses
+
+    def _look_up(self, request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if request.is_cancelled():
+            raise InterruptedError("the client gave this request up")
+        tensors = {
+            spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in contract.REQUEST
+        }
+        contract.validate_request(tensors)
+        looked_up = self.table.lookup(tensors)
+        for value in looked_up[contract.COVERAGE.name][:, 0]:
+            self.metrics.count_coverage(float(value))
+        return ranker_inputs(tensors, looked_up), looked_up
+
+    def _rank(
+        self,
+        requests: list[Any],
+        parts: list[dict[str, Any]],
+        found: list[dict[str, Any]],
+        places: list[int],
+        responses: list[Any],
+    ) -> None:
+        asked = [set(requests[at].requested_output_names()) for at in places]
+        wanted = [name for name in COMPUTED if any(name in names for names in asked)]
+        try:
+            answers = self.ranker.run(parts, wanted)
+        except Exception as error:
+            for at in places:
+                responses[at] = refusal(f"{contract.ENSEMBLE_MODEL}: {error!r}")
+            return
+        for at, names, answer, looked_up in zip(places, asked, answers, found, strict=True):
+            tensors = [pb_utils.Tensor(name, array) for name, array in answer.items() if name in names]
+            tensors += [
+                pb_utils.Tensor(name, np.ascontiguousarray(looked_up[name])) for name in LOOKED_UP if name in names
+            ]
+            responses[at] = pb_utils.InferenceResponse(tensors)

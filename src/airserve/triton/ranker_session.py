@@ -1,0 +1,109 @@
+"""The compiled graph in ONNX Runtime, asked for many requests of different lengths at once.
+
+Runs inside Triton's Python backend (NumPy 1.26) and in the benchmarks' in-process baseline (NumPy 2): standard library,
+NumPy and ONNX Runtime only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from airserve import contract
+from airserve.errors import ArtifactError, UserError
+from airserve.table.lookup import merge_lookups
+from airserve.triton.grouping import Extent, group_by_size
+
+Array = npt.NDArray[Any]
+
+
+def extent_of(inputs: Mapping[str, Array]) -> Extent:
+    """Sizes of one call's ranker inputs."""
+    batch, behaviours = inputs[contract.BEHAVIOUR_ROWS.name].shape
+    return Extent(
+        batch,
+        behaviours,
+        inputs[contract.CANDIDATE_ROWS.name].shape[1],
+        inputs[contract.CHAIN_SLOTS.name].shape[1],
+        inputs[contract.TREE_NODES.name].shape[1],
+    )
+
+
+class RankerSession:
+    """An exported ranker, opened for serving.
+
+    Args:
+        path: the graph.
+        threads: of ONNX Runtime, >= 1.
+
+    Raises:
+        ArtifactError: if it is no graph, or one of another contract.
+        UserError: for threads below 1.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+        if threads < 1:
+            raise UserError("threads", expected="at least 1", got=str(threads), remedy="give 1 or more")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # A spinning thread takes the core that Triton's own threads need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        remedy = "export it again with build/export_onnx.py"
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            first = (str(error).splitlines() or [repr(error)])[0][:200]
+            raise ArtifactError(str(path), expected="an ONNX graph", got=first, remedy=remedy) from None
+        self.stamps: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        made_for = self.stamps.get("contract_version", "none")
+        if made_for != str(contract.CONTRACT_VERSION):
+            raise ArtifactError(
+                str(path), expected=f"contract version {contract.CONTRACT_VERSION}", got=made_for, remedy=remedy
+            )
+
+    def check_table(self, catalogue_sha256: str, vocabulary_sha256: str) -> None:
+        """Refuse a table that this graph was not exported for.
+
+        Raises:
+            ArtifactError: naming both sides.
+        """
+        for key, theirs in (("catalogue_sha256", catalogue_sha256), ("vocabulary_sha256", vocabulary_sha256)):
+            ours = self.stamps.get(key, "none")
+            if ours != theirs:
+                raise ArtifactError(
+                    "table and graph",
+                    expected=f"{key} {ours[:12]} (the graph's)",
+                    got=f"{theirs[:12]} (the table's)",
+                    remedy="write the repository again with build/write_repository.py",
+                )
+
+    def run(self, parts: Sequence[Mapping[str, Array]], wanted: Sequence[str]) -> list[dict[str, Array]]:
+        """Answer calls of any sizes; those of like size run as one padded batch.
+
+        Args:
+            parts: the tensors of `contract.RANKER_INPUTS` of each call.
+            wanted: names of `contract.RANKER_OUTPUTS` to compute.
+
+        Returns:
+            For each call, the wanted tensors in its own sizes, contiguous.
+        """
+        answers: list[dict[str, Array]] = [{} for _ in parts]
+        for group in group_by_size([extent_of(part) for part in parts]):
+            merged = dict(parts[group[0]]) if len(group) == 1 else merge_lookups([parts[at] for at in group])
+            results = self.session.run(list(wanted), merged)
+            start = 0
+            for at in group:
+                batch, candidates = parts[at][contract.CANDIDATE_ROWS.name].shape
+                own = (slice(start, start + batch), slice(candidates))
+                answers[at] = {
+                    name: np.ascontiguousarray(result[own]) for name, result in zip(wanted, results, strict=True)
+                }
+                start += batch
+        return answers
