@@ -135,7 +135,18 @@ def _build_steps(job: MainJob) -> list[Step]:
         Step(
             name="repository",
             about="write the Triton model repository",
-            command=_script("build/write_repository.py", "--tables", tables, "--engine", engine, "--out", repository),
+            # The ensemble, because it is the architecture that a container serves too; `fused` is its one-step variant.
+            command=_script(
+                "build/write_repository.py",
+                "--tables",
+                tables,
+                "--engine",
+                engine,
+                "--out",
+                repository,
+                "--variant",
+                "stepwise",
+            ),
             reads=(Path("build/write_repository.py"), engine / "ranker.onnx", manifest, *_source("triton")),
             writes=(repository / contract.ENSEMBLE_MODEL / "config.pbtxt",),
         ),
