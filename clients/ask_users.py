@@ -14,6 +14,7 @@ from airserve import contract
 from airserve.bench.latency import time_calls
 from airserve.cli import run_script
 from airserve.client import NodeTexts, RankClient, to_tensors
+from airserve.progress import track
 from airserve.showcase import Catalogue, Presenter, as_record, logged_users
 from airserve.triton.server import ServerSettings, TritonServer
 
@@ -55,7 +56,10 @@ def main(
         wanted = [contract.SCORES.name, contract.COVERAGE.name, contract.TABLE_VERSION.name]
         tensors = [to_tensors([user.request]) for user in users]
         timed = time_calls(lambda request: client.infer(request, wanted), tensors)
-        coverage = [float(client.infer(request, wanted)[contract.COVERAGE.name][0, 0]) for request in tensors]
+        coverage = [
+            float(client.infer(request, wanted)[contract.COVERAGE.name][0, 0])
+            for request in track(tensors, "measuring coverage", len(tensors), "requests")
+        ]
         version = server.version()
     records = [as_record(u, a, catalogue, texts, 3) for u, a in zip(users[:record], answers[:record], strict=True)]
     part = out.with_name(f"{out.name}.tmp-{os.getpid()}")

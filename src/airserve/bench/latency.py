@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from airserve.progress import track
+
 Request = TypeVar("Request")
 
 
@@ -26,18 +28,21 @@ class Latency:
     calls: int
 
 
-def time_calls(call: Callable[[Request], object], requests: Sequence[Request], *, warmup: int = 20) -> Latency:
+def time_calls(
+    call: Callable[[Request], object], requests: Sequence[Request], *, warmup: int = 20, title: str = "timing requests"
+) -> Latency:
     """Time `call` on each request, after `warmup` untimed ones.
 
     Args:
         call: what is timed.
         requests: one timed call each; at least one.
         warmup: calls before, cycling through the requests.
+        title: of the progress bar.
     """
     for at in range(warmup):
         call(requests[at % len(requests)])
     spent_s = []
-    for request in requests:
+    for request in track(requests, title, len(requests), "requests"):
         start = time.perf_counter()
         call(request)
         spent_s.append(time.perf_counter() - start)
