@@ -100,7 +100,19 @@ def start(script, *arguments):
 
 def start_job(data, out, model):
     return start(
-        "offline/generate_intents.py", "--data", data, "--out", out, "--model", model, "--workers", 1, "--chunk", CHUNK
+        "offline/generate_intents.py",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--model",
+        model,
+        "--workers",
+        1,
+        "--chunk",
+        CHUNK,
+        "--max-dead-share",
+        1,
     )
 
 

