@@ -11,7 +11,7 @@ docs/GENERATION.md has input, engines and operation.
 import json
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cyclopts
@@ -26,6 +26,38 @@ TOO_MANY_DEAD = 3
 log = logging.getLogger("generate_intents")
 
 
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Of `--engine openai`."""
+
+    base_url: str = "http://localhost:8000/v1"
+    """The server; its key is read from OPENAI_API_KEY."""
+    api: str = "chat"
+    """chat, or completions for a model without a chat template."""
+    served_model: str = ""
+    """The model's name on the server, where it differs."""
+    vllm_extras: bool = True
+    """Send vLLM's own request fields."""
+    concurrency: int = 32
+    """Requests in flight."""
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Of vLLM."""
+
+    omp_threads: int = 1
+    """OpenMP threads of a worker, on a CPU."""
+    max_num_seqs: int = 256
+    """Prompts decoded together."""
+    max_model_len: int = 2048
+    """Tokens of prompt and answer together."""
+    chunk: int = 1024
+    """Prompts of one reusable part."""
+
+
 def main(
     *,
     data: str = ".",
@@ -34,11 +66,6 @@ def main(
     behaviours: str | None = None,
     model: str = "offline/intent_lm",
     engine: str = "vllm",
-    base_url: str = "http://localhost:8000/v1",
-    api: str = "chat",
-    served_model: str = "",
-    vllm_extras: bool = True,
-    concurrency: int = 32,
     workers: int = 2,
     limit: int | None = None,
     plan: bool = False,
@@ -46,10 +73,8 @@ def main(
     max_dead_share: float = 0.1,
     memory_mib: int = 1024,
     spill: str | None = None,
-    omp_threads: int = 1,
-    max_num_seqs: int = 256,
-    max_model_len: int = 2048,
-    chunk: int = 1024,
+    server: Server | None = None,
+    tuning: Tuning | None = None,
 ) -> dict[str, object]:
     """Write `answers.parquet`, `dead_letters.parquet`, `manifest.json` and `report.html`.
 
@@ -60,11 +85,6 @@ def main(
         behaviours: file, glob or folder in place of the one in `data`.
         model: a checkpoint's folder, or its name on a hub.
         engine: vllm, or openai (any OpenAI-compatible server).
-        base_url: of the server (openai); its key is read from OPENAI_API_KEY.
-        api: chat, or completions for a model without a chat template (openai).
-        served_model: the model's name on the server, where it differs (openai).
-        vllm_extras: send vLLM's own request fields (openai).
-        concurrency: requests in flight (openai).
         workers: vLLM processes; one a core, on a GPU one.
         limit: ask only this many event kinds, the most frequent; for trying out.
         plan: say what the run would cost, and write nothing.
@@ -72,25 +92,9 @@ def main(
         max_dead_share: exit with status 3 where more of the prompts have no usable answer.
         memory_mib: of the search for event kinds; what does not fit is spilled.
         spill: folder for that.
-        omp_threads: OpenMP threads of a worker, on a CPU.
-        max_num_seqs: prompts decoded together.
-        max_model_len: tokens of prompt and answer together.
-        chunk: prompts of one reusable part.
     """
-    settings = GenerateSettings(
-        model=model,
-        engine=engine,
-        base_url=base_url,
-        api=api,
-        served_model=served_model,
-        vllm_extras=vllm_extras,
-        concurrency=concurrency,
-        workers=workers,
-        omp_threads=omp_threads,
-        max_num_seqs=max_num_seqs,
-        max_model_len=max_model_len,
-        chunk=chunk,
-    )
+    options = {**asdict(server or Server()), **asdict(tuning or Tuning())}
+    settings = GenerateSettings(model=model, engine=engine, workers=workers, **options)
     memory = MemorySettings(memory_mib=memory_mib, spill=spill)
     source = JobInput(data=data, items=items, behaviours=behaviours, limit=limit, memory=memory)
     if plan:

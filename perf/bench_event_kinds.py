@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airserve.cli import run_script
-from airserve.contract import ACTIONS
+from airserve.contract import ACTIONS, USER_SEGMENT
 from airserve.data.sources import MemorySettings, bounded_duckdb, find_source
 from airserve.intents.event_kinds import load_kinds
 
@@ -44,7 +44,7 @@ def write_world(folder: str, rows: int, catalogue: int) -> None:
                 "item_id": ids[(catalogue * rng.random(count) ** 3).astype(np.int64)],
                 "action": names.take(pa.array(actions)),
                 "timestamp_s": rng.integers(1_700_000_000, 1_760_000_000, count),
-                "user_segment": rng.integers(0, 3, count, dtype=np.int32),
+                USER_SEGMENT.name: rng.integers(0, 3, count, dtype=np.int32),
             }
         )
         pq.write_table(table, f"{folder}/behaviours/{place:05}.parquet", compression="snappy")

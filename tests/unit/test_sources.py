@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airserve.data.importers import import_folder
+from airserve.data.schema import load_dataset
 from airserve.data.sources import MemorySettings, bounded_duckdb, find_source
 from airserve.errors import DataError, UserError
 from airserve.intents.event_kinds import load_kinds
@@ -116,3 +118,15 @@ def test_a_folder_without_the_table_and_a_format_mix_are_refused(tmp_path):
 def test_memory_that_nothing_fits_in_is_refused():
     with pytest.raises(UserError, match="at least 64"):
         MemorySettings(memory_mib=1)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_folder_of_another_format_is_imported_like_parquet(tmp_path, suffix):
+    log = [{"user_id": 1, "timestamp_s": at, **row} for at, row in enumerate(LOG)]
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / f"items.{suffix}", ITEMS)
+    write(tmp_path / "in" / f"behaviours.{suffix}", log)
+    report = import_folder(tmp_path / "in", tmp_path / "out")
+    assert (report.format, report.items, report.candidates, report.behaviours) == (suffix, 2, 1, 3)
+    assert report.filled_in == ("domain", "split")
+    assert load_dataset(tmp_path / "out").items.column("title").to_pylist() == ["cat tree", "tent"]

@@ -160,7 +160,7 @@ def read_source(source: Source, schema: pa.Schema, *, optional: frozenset[str] =
     with bounded_duckdb(MemorySettings(memory_mib=4096)) as connection:
         select = scan(connection, source, schema, optional=optional)
         with data_errors(source):
-            table = connection.execute(select).to_arrow_table()
+            table = connection.sql(select).to_arrow_table()
     for name in table.column_names:
         nulls = table.column(name).null_count
         if nulls:

@@ -76,7 +76,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     items, titles = atomic.read_items(settings.data)
     answers = atomic.read_answers(settings.intents / "answers.parquet", items)
     embedder = embedder or SentenceEmbedder(settings.embedder)
-    nodes, intents = _intents(settings, answers, len(items), embedder)
+    nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
     node_table = vectors.node_table(node_vectors)
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
@@ -91,6 +91,11 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     )
     _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
+    if merged:
+        merges.write_merges(merged, settings.out / merges.MERGES_FILE)
+        _log(f"wrote {settings.out / merges.MERGES_FILE} ({len(merged)} near-duplicate nodes merged into others)")
+    else:
+        (settings.out / merges.MERGES_FILE).unlink(missing_ok=True)
     manifest = publish_table(
         settings.out / SERVING_FOLDER,
         arrays,
@@ -108,6 +113,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         "items": manifest.n_items,
         "item_coverage": round(float((default_paths[:, 0] != NO_PATH).mean()), 4),
         "answers_left_out": answers.n_foreign,
+        "nodes_merged": len(merged),
         "texts_embedded": n_embedded,
         "table_version": manifest.table_version,
         "seconds": round(time.monotonic() - start_s, 1),
@@ -116,11 +122,12 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
 
 def _intents(
     settings: BuildSettings, answers: atomic.Answers, n_items: int, embedder: TextEmbedder
-) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents]:
+) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents, list[merges.Merge]]:
     if answers.n_foreign:
         _log(f"warning: {answers.n_foreign} answers are about items that items.parquet does not have; left out")
     previous = vocabulary.read_vocabulary(settings.previous) if settings.previous else None
-    nodes = vocabulary.build_vocabulary(answers.paths, previous, _aliases(settings, answers, previous, embedder))
+    merged = _merges(settings, answers, previous, embedder)
+    nodes = vocabulary.build_vocabulary(answers.paths, previous, merges.aliases_of(merged))
     intents = atomic.assemble(answers, nodes, n_items)
     if len(intents.paths) == 0:
         raise DataError(
@@ -132,16 +139,15 @@ def _intents(
     if settings.shuffle_seed is not None:
         _log("warning: intents are shuffled over the items; this table is for the control experiment only")
         intents = atomic.shuffled(intents, settings.shuffle_seed)
-    return nodes, intents
+    return nodes, intents, merged
 
 
-def _aliases(
+def _merges(
     settings: BuildSettings,
     answers: atomic.Answers,
     previous: vocabulary.Vocabulary | None,
     embedder: TextEmbedder,
-) -> dict[vocabulary.NodeKey, vocabulary.NodeKey]:
-    """Find and write the merges of near-duplicate nodes."""
+) -> list[merges.Merge]:
     kept = settings.previous.with_name(merges.MERGES_FILE) if settings.previous else None
     earlier = merges.read_merges(kept) if kept and kept.exists() else []
     texts = {text for paths in answers.paths for path in paths for text in vocabulary.canonical_path(path)}
@@ -149,7 +155,7 @@ def _aliases(
     known = sorted(texts)
     embeddings, _ = embed_texts(embedder, known, settings.cache)
     place = {text: at for at, text in enumerate(known)}
-    found = merges.find_merges(
+    return merges.find_merges(
         answers.paths,
         lambda wanted: embeddings[[place[text] for text in wanted]],
         previous=previous,
@@ -157,10 +163,6 @@ def _aliases(
         rejected=merges.read_merges(settings.rejected_merges) if settings.rejected_merges else [],
         threshold=settings.merge_threshold,
     )
-    merges.write_merges(found, settings.out / merges.MERGES_FILE)
-    if len(found) > len(earlier):
-        _log(f"{len(found) - len(earlier)} nodes merged into near-duplicates; see {settings.out / merges.MERGES_FILE}")
-    return merges.aliases_of(found)
 
 
 def _vectors(
