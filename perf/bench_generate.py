@@ -68,7 +68,7 @@ def main(
     with TemporaryDirectory(prefix="airserve-") as folder, bounded_duckdb(source.memory) as connection:
         start = time.perf_counter()
         store = JobStore(connection, Path(folder))
-        counts = store.load(*source.sources(), settings, model_identity(model))
+        counts = store.load(*source.sources(), settings, model_identity(model), source.limit)
         tasks = list(store.tasks(chunk))
         job_s += time.perf_counter() - start
         fresh(engine, tasks[0])
