@@ -16,6 +16,7 @@ from cyclopts import App
 from airserve.errors import UserError
 from airserve.table.build import BuildSettings, build_tables
 from airserve.table.embed import BUNDLED
+from airserve.table.merges import THRESHOLD
 
 app = App(help=__doc__)
 
@@ -28,6 +29,8 @@ def main(
     out: Path,
     previous: Path | None = None,
     embedder: str = BUNDLED,
+    merge_threshold: float = THRESHOLD,
+    rejected_merges: Path | None = None,
     cache: Path = Path("artifacts/cache"),
     shuffle_seed: int | None = None,
     table_version: int | None = None,
@@ -40,6 +43,8 @@ def main(
         out: the tables folder to write.
         previous: a vocabulary.parquet whose node ids (and vectors) are kept.
         embedder: the bundled model, a folder, or any sentence-transformers name.
+        merge_threshold: cosine from which sibling nodes become one.
+        rejected_merges: JSON file of pairs that stay two nodes (docs/GENERATION.md, Merging).
         cache: where embedded texts are kept between runs.
         shuffle_seed: give every item another item's intents: the control experiment.
         table_version: a version of your own; from the content where left out.
@@ -50,6 +55,8 @@ def main(
         out=out,
         previous=previous,
         embedder=embedder,
+        merge_threshold=merge_threshold,
+        rejected_merges=rejected_merges,
         cache=cache,
         shuffle_seed=shuffle_seed,
         table_version=table_version,

@@ -7,18 +7,20 @@ its training.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from airserve.contract import MAX_DEPTH, MAX_PATHS
 from airserve.data.schema import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
-from airserve.intents.answers import content_keys, locked, model_identity
+from airserve.intents.answers import content_keys, locked, model_identity, read_parts
 from airserve.intents.engine_vllm import vllm_version
 from airserve.intents.prompt import MAX_TITLE_CHARS
 from airserve.intents.settings import GenerateSettings
@@ -100,7 +102,19 @@ def start(script, *arguments):
 
 def start_job(data, out, model):
     return start(
-        "offline/generate_intents.py", "--data", data, "--out", out, "--model", model, "--workers", 1, "--chunk", CHUNK
+        "offline/generate_intents.py",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--model",
+        model,
+        "--workers",
+        1,
+        "--chunk",
+        CHUNK,
+        "--max-dead-share",
+        1,
     )
 
 
@@ -240,3 +254,83 @@ def test_asking_the_model_online_is_timed_with_whole_histories(data, model):
     assert result["users"] == 2
     assert result["behaviours_mean"] == 20
     assert result["prompt_tokens_mean"] > result["output_tokens_mean"] > 0
+
+
+def test_poisoned_prompts_are_isolated_in_the_engine_and_the_others_are_answered(model):
+    """Token ids outside the vocabulary make vLLM refuse a whole call; 1 % of the prompts have one."""
+    program = f"""
+import json
+from airserve.intents.engine_vllm import VllmEngine
+from airserve.intents.engines import Question
+from airserve.intents.settings import GenerateSettings
+
+class Poisoned(VllmEngine):
+    def prompt_tokens(self, question):
+        return super().prompt_tokens(question) + [10**6] * ("poison" in question.title)
+
+titles = ["poison" if at % 100 == 42 else f"lamp number {{at}}" for at in range(200)]
+questions = [Question(action="view", segment_text="general", title=title) for title in titles]
+engine = Poisoned(GenerateSettings(model={str(model)!r}, max_output_tokens=16, retry_temperature=0))
+answers = engine.answer(questions)
+calm = engine.answer([questions[0], questions[1]])
+print(json.dumps([[answer.error, answer.raw] for answer in answers] + [[answer.error, answer.raw] for answer in calm]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert [place for place, (error, _) in enumerate(answers) if error] == [42, 142]
+    assert "vocabulary" in answers[42][0]
+    assert answers[200:] == answers[:2]
+
+
+def start_server(model, port):
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+        "--served-model-name",
+        "tiny",
+    ]
+    command += ["--port", port, "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", 2048, "--seed", 0]
+    command += ["--kv-cache-memory-bytes", 1 << 28, "--max-num-seqs", 16]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+def test_the_openai_engine_asks_vllms_own_server_under_the_same_keys(data, model, job, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start_server(model, port)
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        deadline = time.monotonic() + 400
+        while True:
+            assert server.poll() is None, "vLLM's server ended"
+            assert time.monotonic() < deadline, "vLLM's server does not answer"
+            try:
+                httpx.get(f"{url}/models").raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(1)
+        report = finish(
+            start(
+                *("offline/generate_intents.py", "--data", data, "--out", tmp_path, "--model", model),
+                *("--engine", "openai", "--base-url", url, "--served-model", "tiny", "--api", "completions"),
+                *("--concurrency", 8, "--max-dead-share", 1),
+            )
+        )
+    finally:
+        server.terminate()
+        server.wait()
+    assert report["unanswered"] == 0
+    keys = [set(read_parts(folder).column("key").to_pylist()) for folder in (tmp_path, job["out"])]
+    assert keys[0] == keys[1]
+    rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()
+    assert all(row["valid"] for row in rows if row["raw"].endswith("}"))

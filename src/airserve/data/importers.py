@@ -2,8 +2,9 @@
 
 Two formats are told apart by their files:
 
-- `parquet`: `items.parquet` and `behaviours.parquet`, our own schema; `is_candidate`, `user_segment` and `split` may be
-  missing (see `split_users`).
+- our own schema as `parquet`, `jsonl` or `csv`: `items.parquet` and `behaviours.parquet` (or `.jsonl`, `.csv`, `.gz` of
+  these, or folders `items/` and `behaviours/` of such files); `domain`, `is_candidate`, `user_segment` and `split` may
+  be missing (see `split_users`).
 - `llmcdsr`: the text files of github.com/xhran2010/LLMCDSR with its dictionaries as one table `items.tsv`. It has no
   times and one kind of event: events are given one day each, the last one of every user a day before `NOW_S`.
 """
@@ -11,6 +12,7 @@ Two formats are told apart by their files:
 from __future__ import annotations
 
 import html
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -31,6 +33,7 @@ from airserve.data.schema import (
     read_parquet,
     write_parquet,
 )
+from airserve.data.sources import find_source, read_source
 from airserve.errors import DataError
 
 DAY_S = 86_400
@@ -66,12 +69,16 @@ def detect_format(folder: Path) -> str:
     """
     if (folder / ITEMS_FILE).is_file():
         return "parquet"
+    if folder.is_dir() and not (folder / LLMCDSR_ITEMS).is_file():
+        with suppress(DataError):
+            return find_source(str(folder), "items").format
     if (folder / LLMCDSR_ITEMS).is_file():
         return "llmcdsr"
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) if folder.is_dir() else "no such folder"
     raise DataError(
         str(folder),
-        expected=f"{ITEMS_FILE} and {BEHAVIOURS_FILE}, or {LLMCDSR_ITEMS}, train_*.txt, valid.txt and test.txt",
+        expected=f"{ITEMS_FILE} and {BEHAVIOURS_FILE} (or .jsonl, .csv), "
+        f"or {LLMCDSR_ITEMS}, train_*.txt, valid.txt and test.txt",
         got=found or "an empty folder",
         remedy="see docs/ARCHITECTURE.md, Schemas",
     )
@@ -105,7 +112,7 @@ def import_folder(source: Path, out: Path) -> ImportReport:
 
 
 def read_own(folder: Path) -> tuple[Dataset, tuple[str, ...]]:
-    """Read our own Parquet schema and fill in what may be missing.
+    """Read our own schema, of any format, and fill in what may be missing.
 
     Returns:
         the checked tables and the names of the columns that were filled in.
@@ -113,10 +120,12 @@ def read_own(folder: Path) -> tuple[Dataset, tuple[str, ...]]:
     Raises:
         DataError: see `airserve.data.schema`.
     """
-    optional = frozenset({"is_candidate", "user_segment", "split"})
-    items = read_parquet(folder / ITEMS_FILE, ITEMS_SCHEMA, optional=optional)
-    behaviours = read_parquet(folder / BEHAVIOURS_FILE, BEHAVIOURS_SCHEMA, optional=optional)
+    optional = frozenset({"domain", "is_candidate", "user_segment", "split"})
+    items = _read_own_table(folder, ITEMS_FILE, ITEMS_SCHEMA, optional)
+    behaviours = _read_own_table(folder, BEHAVIOURS_FILE, BEHAVIOURS_SCHEMA, optional)
     missing = tuple(sorted(optional - set(items.column_names) - set(behaviours.column_names)))
+    if "domain" in missing:
+        items = items.append_column("domain", pa.array([""] * items.num_rows, pa.string()))
     if "is_candidate" in missing:
         items = items.append_column("is_candidate", pa.array(np.ones(items.num_rows, dtype=bool)))
     if "user_segment" in missing:
@@ -126,6 +135,12 @@ def read_own(folder: Path) -> tuple[Dataset, tuple[str, ...]]:
     items = check_items(items.select(ITEMS_SCHEMA.names), folder / ITEMS_FILE)
     behaviours = check_behaviours(behaviours.select(BEHAVIOURS_SCHEMA.names), items, folder / BEHAVIOURS_FILE)
     return Dataset(items=items, behaviours=behaviours), missing
+
+
+def _read_own_table(folder: Path, name: str, schema: pa.Schema, optional: frozenset[str]) -> pa.Table:
+    if (folder / name).is_file():
+        return read_parquet(folder / name, schema, optional=optional)
+    return read_source(find_source(str(folder), Path(name).stem), schema, optional=optional)
 
 
 def split_users(items: pa.Table, behaviours: pa.Table) -> pa.Table:

@@ -181,8 +181,11 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a Parquet file atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _refuse(path: Path, column: str, expected: str, got: str, remedy: str) -> DataError:

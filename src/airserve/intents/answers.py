@@ -56,6 +56,8 @@ class Answer:
     cached_tokens: int = 0
     """Of the prompt, found in the engine's prefix cache."""
     output_tokens: int = 0
+    error: str = ""
+    """Set where the engine could not take the prompt: such an answer is kept in no part, a later run asks again."""
 
 
 def model_identity(model: str) -> str:
@@ -109,22 +111,29 @@ def content_keys(prompts: Sequence[str], settings: GenerateSettings, identity: s
     return keys
 
 
-def write_part(folder: Path, keys: Sequence[str], answers: Sequence[Answer]) -> Path:
+def write_part(folder: Path, keys: Sequence[str], answers: Sequence[Answer]) -> dict[str, str]:
     """Write the answers of one chunk; the file is named by the keys' hash.
 
     Args:
         folder: the job's folder.
         keys: of `content_keys`.
-        answers: one a key.
+        answers: one a key; those with an `error` are left out.
+
+    Returns:
+        errors by key.
     """
-    assert len(keys) == len(answers)
+    errors = {key: answer.error for key, answer in zip(keys, answers, strict=True) if answer.error}
+    keys = [key for key in keys if key not in errors]
+    answers = [answer for answer in answers if not answer.error]
+    if not keys:
+        return errors
     columns = {"key": list(keys)}
     for field in PARTS_SCHEMA.names[1:]:
         columns[field] = [getattr(answer, field) for answer in answers]
     name = hashlib.blake2b("".join(keys).encode(), digest_size=KEY_BYTES).hexdigest()
     path = folder / PARTS_FOLDER / f"{name}.parquet"
     write_parquet(pa.table(columns, schema=PARTS_SCHEMA), path)
-    return path
+    return errors
 
 
 def read_parts(folder: Path) -> pa.Table:

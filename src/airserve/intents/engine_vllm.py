@@ -10,31 +10,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from airserve.errors import EngineError
 from airserve.intents.answers import Answer
+from airserve.intents.engines import Question, Report, checked, failed, second_try
 from airserve.intents.prompt import messages, render
-from airserve.intents.schema import ANSWER_SCHEMA, InvalidAnswerError, parse_answer
+from airserve.intents.schema import ANSWER_SCHEMA
 from airserve.intents.settings import GenerateSettings
 
 MIB = 1 << 20
 ROOM_FOR = 32
 """Full-length prompts that the KV cache holds by default, on a CPU."""
 GPU_MEMORY_SHARE = 0.9
-Report = Callable[[int], None]
-"""Called with the number of prompts that are done since the last call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What one prompt is about."""
-
-    action: str
-    segment_text: str
-    title: str
 
 
 def set_environment(settings: GenerateSettings) -> None:
@@ -114,28 +103,45 @@ class VllmEngine:
     def answer(self, questions: Sequence[Question], report: Report | None = None) -> list[Answer]:
         """Answer every question, in order; an invalid answer is asked for once more.
 
+        A prompt that vLLM refuses harms no other: the chunk is halved in this process until the prompt is alone.
+
         Args:
             questions: a chunk.
             report: told of progress.
+
+        Raises:
+            EngineError: if most of a chunk fails: then it is the engine that is broken.
         """
         prompts = [self.prompt_tokens(question) for question in questions]
-        answers = self.complete(prompts, report=report)
-        again = [place for place, answer in enumerate(answers) if not answer.valid]
+        answers = self._isolated(prompts, 0.0, report)
+        broken = [answer.error for answer in answers if answer.error]
+        if len(broken) > max(1, len(answers) // 2):
+            raise EngineError(f"vLLM: {len(broken)} of {len(answers)} prompts failed, the last: {broken[-1]}")
+        again = [place for place, answer in enumerate(answers) if not answer.valid and not answer.error]
         if again and self.settings.retry_temperature > 0:
-            second = self.complete([prompts[place] for place in again], temperature=self.settings.retry_temperature)
+            second = self._isolated([prompts[place] for place in again], self.settings.retry_temperature, None)
             for place, answer in zip(again, second, strict=True):
-                first = answers[place]
-                kept = answer if answer.valid else first
-                answers[place] = Answer(
-                    raw=kept.raw,
-                    paths=kept.paths,
-                    valid=kept.valid,
-                    retried=True,
-                    prompt_tokens=first.prompt_tokens + answer.prompt_tokens,
-                    cached_tokens=first.cached_tokens + answer.cached_tokens,
-                    output_tokens=first.output_tokens + answer.output_tokens,
-                )
+                answers[place] = answers[place] if answer.error else second_try(answers[place], answer)
         return answers
+
+    def _isolated(self, prompts: Sequence[list[int]], temperature: float, report: Report | None) -> list[Answer]:
+        try:
+            return self.complete(prompts, temperature=temperature, report=report)
+        except Exception as error:
+            if type(error).__name__ == "EngineDeadError":
+                raise
+            self._drop_pending()
+            if len(prompts) == 1:
+                return [failed(error)]
+        middle = len(prompts) // 2
+        return self._isolated(prompts[:middle], temperature, report) + self._isolated(
+            prompts[middle:], temperature, report
+        )
+
+    def _drop_pending(self) -> None:
+        """Take back what a failed `generate` left in the engine, or the next call would answer it too."""
+        engine = self.llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
     def complete(
         self, prompts: Sequence[list[int]], *, temperature: float = 0.0, report: Report | None = None
@@ -163,7 +169,7 @@ class VllmEngine:
         tokens = [output.outputs[0].token_ids for output in outputs]
         raws = self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [
-            _checked(raw, len(output.prompt_token_ids), output.num_cached_tokens or 0, len(ids))
+            checked(raw, len(output.prompt_token_ids), output.num_cached_tokens or 0, len(ids))
             for raw, output, ids in zip(raws, outputs, tokens, strict=True)
         ]
 
@@ -208,21 +214,6 @@ def _default_kv_bytes(config: Any, length: int) -> int:
     width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     token_bytes = 2 * 4 * int(config.num_hidden_layers) * heads * width
     return min(max(ROOM_FOR * length * token_bytes, 256 * MIB), 4096 * MIB)
-
-
-def _checked(raw: str, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> Answer:
-    try:
-        paths = parse_answer(raw)
-    except InvalidAnswerError:
-        paths = ()
-    return Answer(
-        raw=raw,
-        paths=paths,
-        valid=bool(paths),
-        prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
-    )
 
 
 def _bar_class(report: Report) -> Callable[..., Any]:

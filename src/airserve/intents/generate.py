@@ -1,8 +1,8 @@
 """The offline job: a language model writes the atomic intents of every event kind of a log.
 
 Kinds are found, their prompts rendered and keyed; what earlier runs answered is reused, the rest is asked in chunks by
-one or more vLLM processes. Every finished chunk is a file, so the job can be killed at any point and started again. It
-ends in `answers.parquet` and `manifest.json`.
+the engine. Every finished chunk is a file, so the job can be killed at any point and started again. It ends in
+`answers.parquet`, `dead_letters.parquet`, `manifest.json` and `report.html`.
 """
 
 from __future__ import annotations
@@ -12,30 +12,55 @@ import logging
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
-
 from airserve.contract import CONTRACT_VERSION
-from airserve.data.schema import load_behaviours, load_items, write_parquet
+from airserve.data.sources import MemorySettings, Source, bounded_duckdb, find_source
 from airserve.errors import DataError, UserError
-from airserve.intents.answers import content_keys, locked, model_identity, read_parts
-from airserve.intents.engine_vllm import Question, vllm_version
-from airserve.intents.event_kinds import EventKinds, event_kinds
-from airserve.intents.prompt import PROMPT_VERSION, render, segment_text
+from airserve.intents.answers import locked, model_identity
+from airserve.intents.engine_vllm import vllm_version
+from airserve.intents.html_report import write_report
+from airserve.intents.prompt import PROMPT_VERSION
 from airserve.intents.settings import GenerateSettings
-from airserve.intents.workers import PoolResult, Task, run_pool
+from airserve.intents.store import Counts, JobStore
+from airserve.intents.workers import PoolResult, disk_error, is_disk_full, run_pool
 from airserve.progress import Progress
 
 ANSWERS_FILE = "answers.parquet"
+DEAD_LETTERS_FILE = "dead_letters.parquet"
 MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.html"
 SMALLEST_CHUNK = 128
 WORTH_A_WORKER = 500
 """Prompts that justify the start of another engine, 25 s of a core."""
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInput:
+    """What the job reads."""
+
+    data: str
+    """Folder (or fsspec URL) with `items.*` and `behaviours.*`."""
+    items: str | None = None
+    """File, glob or folder in place of the one in `data`."""
+    behaviours: str | None = None
+    """File, glob or folder in place of the one in `data`."""
+    limit: int | None = None
+    """Ask only this many kinds, the most frequent."""
+    memory: MemorySettings = field(default_factory=MemorySettings)
+
+    def sources(self) -> tuple[Source, Source]:
+        """Find both tables.
+
+        Raises:
+            DataError: if one is missing.
+        """
+        items = find_source(self.items) if self.items else find_source(self.data, "items")
+        events = find_source(self.behaviours) if self.behaviours else find_source(self.data, "behaviours")
+        return items, events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +78,13 @@ class GenerateReport:
     retried: int
     """Of all prompts, those that were asked twice."""
     unanswered: int
-    """Prompts that broke the engine; a later run asks them again."""
+    """Prompts that the engine could not answer; a later run asks them again."""
+    dead_letters: int
+    """Prompts without a usable answer: see `dead_letters.parquet`."""
+    dead_share: float
+    """Of all prompts."""
+    foreign_events: int
+    """Events on items that are not among the items; left out."""
     seconds: float
     engine_start_s: float
     prompts_per_s: float | None
@@ -71,144 +102,117 @@ class GenerateReport:
     settings: dict[str, Any]
 
 
-def generate(data: Path, out: Path, settings: GenerateSettings, *, limit: int | None = None) -> GenerateReport:
-    """Answer every event kind of a log and write `answers.parquet` and `manifest.json`.
+def generate(source: JobInput, out: Path, settings: GenerateSettings) -> GenerateReport:
+    """Answer every event kind of a log and write answers, dead letters, manifest and report.
 
     Args:
-        data: folder with `items.parquet` and `behaviours.parquet`.
+        source: items and behaviours.
         out: folder of the job; holds the answers of earlier runs.
         settings: model and engine.
-        limit: ask only this many kinds, the most frequent.
 
     Raises:
         DataError: for data that is not in the documented format.
         ArtifactError: for a model folder or an earlier part that cannot be used.
-        UserError: if another job holds the folder.
-        EngineError: if vLLM does not start, or fails again and again.
+        UserError: if another job holds the folder, or the disk is full.
+        EngineError: if the engine does not start, or fails again and again.
     """
+    try:
+        with locked(out), bounded_duckdb(source.memory) as connection:
+            return _run(JobStore(connection, out), source, settings)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_error(str(error), out) from error
+        raise
+
+
+def job_identity(settings: GenerateSettings) -> str:
+    """Identity of the model that answers; a server's model by its name, unless `model` is a folder here."""
+    if settings.engine == "openai" and not settings.is_local:
+        return f"hub:{settings.served_model or settings.model}"
+    return model_identity(settings.model)
+
+
+def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> GenerateReport:
     start = time.monotonic()
-    with locked(out):
-        identity = model_identity(settings.model)
-        found, keys, missing = _plan(data, out, settings, identity, limit)
-        asked_at = time.monotonic()
-        pool = _ask(missing, settings, out)
-        working_s = time.monotonic() - asked_at - pool.engine_ready_s
-        answers, figures = _join(found, keys, frozenset(missing), read_parts(out))
-        report = GenerateReport(
-            event_kinds=answers.num_rows,
-            unique_prompts=len(set(keys)),
-            valid_share=round(float(answers.column("valid").to_numpy(zero_copy_only=False).mean()), 5),
-            reused=len(set(keys)) - len(missing),
-            new=len(missing),
-            retried=int(figures["retried"]),
-            unanswered=pool.unanswered,
-            seconds=round(time.monotonic() - start, 2),
-            engine_start_s=round(pool.engine_ready_s, 2),
-            prompts_per_s=round(len(missing) / working_s, 1) if missing else None,
-            output_tokens_per_s=round(float(figures["new_tokens"]) / working_s, 1) if missing else None,
-            output_tokens_mean=round(float(figures["output_mean"]), 2),
-            prompt_tokens_mean=round(float(figures["prompt_mean"]), 2),
-            prefix_hit_share=round(float(figures["cached"]), 4),
-            model=settings.model,
-            model_identity=identity,
-            prompt_version=PROMPT_VERSION,
-            vllm_version=vllm_version(),
-            contract_version=CONTRACT_VERSION,
-            settings=asdict(settings),
-        )
-        write_parquet(answers, out / ANSWERS_FILE)
-        _write_json(asdict(report), out / MANIFEST_FILE)
+    identity = job_identity(settings)
+    items, events = source.sources()
+    counts = store.load(items, events, settings, identity, source.limit)
+    if not counts.event_kinds:
+        raise DataError(source.data, expected="items or events", got="none", remedy="check the tables, and --limit")
+    if counts.foreign_events:
+        log.warning("%d events are on items that %s does not have; left out", counts.foreign_events, items.location)
+    log.info(
+        "%d event kinds, %d prompts: %d answered before, %d to ask",
+        counts.event_kinds,
+        counts.unique_prompts,
+        counts.unique_prompts - counts.missing,
+        counts.missing,
+    )
+    asked_at, tokens_before = time.monotonic(), store.output_tokens()
+    pool = _ask(store, counts, settings)
+    working_s = max(time.monotonic() - asked_at - pool.engine_ready_s, 1e-9)
+    store.read_answers()
+    store.write_answers(store.folder / ANSWERS_FILE)
+    dead = store.write_dead_letters(store.folder / DEAD_LETTERS_FILE, pool.unanswered)
+    figures = store.figures()
+    new = counts.missing
+    report = GenerateReport(
+        event_kinds=counts.event_kinds,
+        unique_prompts=counts.unique_prompts,
+        valid_share=round(figures["valid"], 5),
+        reused=counts.unique_prompts - new,
+        new=new,
+        retried=int(figures["retried"]),
+        unanswered=len(pool.unanswered),
+        dead_letters=dead,
+        dead_share=round(dead / max(counts.unique_prompts, dead, 1), 6),
+        foreign_events=counts.foreign_events,
+        seconds=round(time.monotonic() - start, 2),
+        engine_start_s=round(pool.engine_ready_s, 2),
+        prompts_per_s=round(new / working_s, 1) if new else None,
+        output_tokens_per_s=round((store.output_tokens() - tokens_before) / working_s, 1) if new else None,
+        output_tokens_mean=round(figures["output_mean"], 2),
+        prompt_tokens_mean=round(figures["prompt_mean"], 2),
+        prefix_hit_share=round(figures["cached"], 4),
+        model=settings.model,
+        model_identity=identity,
+        prompt_version=PROMPT_VERSION,
+        vllm_version=vllm_version(),
+        contract_version=CONTRACT_VERSION,
+        settings=asdict(settings),
+    )
+    _write_text(json.dumps(asdict(report), indent=1) + "\n", store.folder / MANIFEST_FILE)
+    write_report(store.connection, asdict(report), store.folder / REPORT_FILE)
     return report
 
 
-def _plan(
-    data: Path, out: Path, settings: GenerateSettings, identity: str, limit: int | None
-) -> tuple[EventKinds, list[str], dict[str, Question]]:
-    """Find the kinds, key their prompts, and say which have no answer yet."""
-    items = load_items(data)
-    found = event_kinds(items, load_behaviours(data, items), limit=limit)
-    if not found.kinds.num_rows:
-        raise DataError(str(data), expected="items or events", got="none", remedy="check the tables, and --limit")
-    questions = [
-        Question(action=row["action"], segment_text=segment_text(row["user_segment"]), title=row["text"])
-        for row in found.prompts.to_pylist()
-    ]
-    prompts = [render(question.action, question.segment_text, question.title) for question in questions]
-    keys = content_keys(prompts, settings, identity)
-    known = frozenset(read_parts(out).column("key").to_pylist())
-    missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
-    log.info(
-        "%d event kinds, %d prompts: %d answered before, %d to ask",
-        found.kinds.num_rows,
-        len(set(keys)),
-        len(set(keys)) - len(missing),
-        len(missing),
-    )
-    return found, keys, missing
-
-
-def _ask(missing: dict[str, Question], settings: GenerateSettings, out: Path) -> PoolResult:
-    if not missing:
+def _ask(store: JobStore, counts: Counts, settings: GenerateSettings) -> PoolResult:
+    if not counts.missing:
         return PoolResult()
-    if vllm_version() is None:
+    if settings.engine == "vllm" and vllm_version() is None:
         raise UserError("vllm", expected="an installed vLLM", got="none", remedy="install requirements/main.lock")
-    keys = tuple(missing)
-    settings = replace(settings, workers=min(settings.workers, -(-len(keys) // WORTH_A_WORKER)))
-    per_worker = -(-len(keys) // (2 * settings.workers))
-    size = min(settings.chunk, max(per_worker, SMALLEST_CHUNK))
-    tasks = [
-        Task(keys=keys[at : at + size], questions=tuple(missing[key] for key in keys[at : at + size]))
-        for at in range(0, len(keys), size)
-    ]
-    log.info("starting vLLM %s with %s; its logs are %s", vllm_version(), settings.model, out / "worker-*.log")
-    progress = Progress("writing intents", len(keys), "prompts")
+    workers = 1 if settings.engine == "openai" else min(settings.workers, -(-counts.missing // WORTH_A_WORKER))
+    settings = replace(settings, workers=workers)
+    per_worker = -(-counts.missing // (2 * workers))
+    tasks = store.tasks(min(settings.chunk, max(per_worker, SMALLEST_CHUNK)))
+    log.info("starting %s with %s; its logs are %s", settings.engine, settings.model, store.folder / "worker-*.log")
+    progress = Progress("writing intents", counts.missing, "prompts")
     with ExitStack() as stack:
 
         def on_ready() -> None:
             # From here on, so that the time left is not told from the engine's start.
-            log.info("vLLM is up")
+            log.info("%s is up", settings.engine)
             stack.enter_context(progress)
 
-        result = run_pool(tasks, settings, out, on_ready=on_ready, advance=progress.advance)
+        result = run_pool(tasks, settings, store.folder, on_ready=on_ready, advance=progress.advance)
     for error in result.errors:
-        log.warning("a vLLM worker failed and was restarted: %s", error)
+        log.warning("a worker failed and was restarted: %s", error)
     if result.unanswered:
-        log.warning("%d prompts break the engine; they are left without an answer", result.unanswered)
+        log.warning("%d prompts break the engine; they are left without an answer", len(result.unanswered))
     return result
 
 
-def _join(
-    found: EventKinds, keys: list[str], asked: frozenset[str], parts: pa.Table
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Give every kind its answer; returns the answers' table and figures over its prompts."""
-    prompts = found.prompts.append_column("key", pa.array(keys, type=pa.string()))
-    with duckdb.connect() as connection:
-        connection.register("kinds", found.kinds)
-        connection.register("prompts", prompts)
-        connection.register("parts", parts)
-        connection.register("asked", pa.table({"key": pa.array(sorted(asked), type=pa.string())}))
-        connection.execute("CREATE TEMP TABLE known AS SELECT DISTINCT ON (key) * FROM parts ORDER BY key")
-        answers = connection.sql(
-            """
-            SELECT k.item_id, k.action, k.user_segment, k.text, coalesce(a.paths, []) AS paths,
-                   coalesce(a.valid, false) AS valid, coalesce(a.raw, '') AS raw
-            FROM kinds k JOIN prompts p USING (prompt_id) LEFT JOIN known a USING (key)
-            ORDER BY k.item_id, k.action, k.user_segment
-            """
-        ).to_arrow_table()
-        figures = connection.sql(
-            """
-            SELECT coalesce(sum(retried::INT), 0) AS retried, coalesce(avg(output_tokens), 0) AS output_mean,
-                   coalesce(avg(prompt_tokens), 0) AS prompt_mean,
-                   coalesce(sum(cached_tokens) / sum(prompt_tokens), 0) AS cached,
-                   coalesce(sum(output_tokens) FILTER (key IN (SELECT key FROM asked)), 0) AS new_tokens
-            FROM known WHERE key IN (SELECT key FROM prompts)
-            """
-        ).to_arrow_table()
-    return answers, figures.to_pylist()[0]
-
-
-def _write_json(value: dict[str, Any], path: Path) -> None:
+def _write_text(text: str, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -100,7 +100,7 @@ def time_online(
             settings = replace(settings, model=str(folder), max_output_tokens=DUMMY_OUTPUT_TOKENS)
         log.info("starting vLLM %s with %s", vllm_version(), dummy_shape or settings.model)
         engine = VllmEngine(settings, max_model_len=settings.max_model_len, **overrides)
-        tokens = [_fit(engine, prompt) for prompt in prompts]
+        tokens = [fit_history(engine, prompt) for prompt in prompts]
         engine.complete(tokens[:1])
         seconds, answers = [], []
         timed = tokens[1:] or tokens
@@ -138,17 +138,20 @@ def histories(data: Path, *, users: int, behaviours: int) -> tuple[list[str], li
         DataError: if no user has a history.
     """
     items = load_items(data)
-    rows = _recent(items, load_behaviours(data, items), users, behaviours)
+    rows = recent_histories(items, load_behaviours(data, items), users, behaviours)
     if not rows:
         raise DataError(str(data), expected="users with a history", got="none", remedy="import more behaviours")
-    lines = [
-        [query(event["action"], segment_text(event["user_segment"]), event["title"]) for event in row["events"]]
-        for row in rows
-    ]
-    return [prefix() + "\n".join(user) + "\n" for user in lines], [len(user) for user in lines]
+    return [history_prompt(row["events"]) for row in rows], [len(row["events"]) for row in rows]
 
 
-def _recent(items: pa.Table, log: pa.Table, users: int, behaviours: int) -> list[dict[str, Any]]:
+def history_prompt(events: list[dict[str, Any]]) -> str:
+    """Render one user's history: the constant prefix, then a query line an event."""
+    lines = [query(event["action"], segment_text(event["user_segment"]), event["title"]) for event in events]
+    return prefix() + "\n".join(lines) + "\n"
+
+
+def recent_histories(items: pa.Table, log: pa.Table, users: int, behaviours: int) -> list[dict[str, Any]]:
+    """Each chosen user's `user_id` and `events` (`item_id`, `action`, `user_segment`, `title`, `timestamp_s`)."""
     with duckdb.connect() as connection:
         connection.register("items", items)
         connection.register("log", log)
@@ -159,12 +162,13 @@ def _recent(items: pa.Table, log: pa.Table, users: int, behaviours: int) -> list
                 SELECT user_id FROM log GROUP BY user_id HAVING count(*) FILTER (split = 'train') > 0
                 ORDER BY bool_or(split = 'test') DESC, count(*) DESC, user_id LIMIT $users
             ), numbered AS (
-                SELECT user_id, action, user_segment, title, timestamp_s,
+                SELECT user_id, item_id, action, user_segment, title, timestamp_s,
                        row_number() OVER (PARTITION BY user_id ORDER BY timestamp_s DESC) AS place
                 FROM log JOIN chosen USING (user_id) JOIN items USING (item_id) WHERE split = 'train'
             )
             SELECT user_id,
-                   list({action: action, user_segment: user_segment, title: title} ORDER BY place DESC) AS events
+                   list({item_id: item_id, action: action, user_segment: user_segment, title: title,
+                         timestamp_s: timestamp_s} ORDER BY place DESC) AS events
             FROM numbered WHERE place <= $behaviours GROUP BY user_id ORDER BY user_id
             """,
                 params={"users": users, "behaviours": behaviours},
@@ -176,8 +180,8 @@ def _recent(items: pa.Table, log: pa.Table, users: int, behaviours: int) -> list
     return rows
 
 
-def _fit(engine: VllmEngine, prompt: str) -> list[int]:
-    """Tokenise; the oldest lines go where the history is too long for the model."""
+def fit_history(engine: VllmEngine, prompt: str) -> list[int]:
+    """Tokenise a `history_prompt`; the oldest lines go where the history is too long for the model."""
     lines = prompt.removeprefix(prefix()).splitlines()
     while True:
         text = prefix() + "\n".join(lines) + "\n"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from airserve.errors import UserError
 
+ENGINES = ("vllm", "openai")
+APIS = ("chat", "completions")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
@@ -40,6 +43,22 @@ class GenerateSettings:
     """Memory of the KV cache (CPU only); 0 has room for 32 full-length prompts, 256 MiB to 4 GiB."""
     seed: int = 0
     """Of the engine and of the second try."""
+    engine: str = "vllm"
+    """`vllm` (in worker processes here) or `openai` (any OpenAI-compatible server)."""
+    base_url: str = "http://localhost:8000/v1"
+    """Of the server (openai only)."""
+    api: str = "chat"
+    """`chat`, or `completions` for a model without a chat template, such as the shipped one (openai only)."""
+    served_model: str = ""
+    """The model's name on the server where it is not `model` (openai only)."""
+    vllm_extras: bool = True
+    """Send vLLM's own fields: thinking off, structured completions. Other servers may refuse them (openai only)."""
+    concurrency: int = 32
+    """Requests in flight, of each worker (openai only)."""
+    timeout_s: float = 120.0
+    """Of one request (openai only)."""
+    http_tries: int = 8
+    """A server that is busy or away is asked this often, with pauses that double (openai only)."""
     max_restarts: int = 8
     """Failed workers are restarted this often in all, on half the chunk, to isolate a prompt that breaks the engine."""
 
@@ -54,12 +73,21 @@ class GenerateSettings:
             "max_num_batched_tokens",
             "omp_threads",
             "block_size",
+            "concurrency",
+            "http_tries",
         ):
             if getattr(self, name) < 1:
                 raise UserError(name, expected="at least 1", got=str(getattr(self, name)), remedy="raise it")
         for name in ("kv_cache_mib", "max_restarts", "retry_temperature"):
             if not getattr(self, name) >= 0:
                 raise UserError(name, expected="at least 0", got=str(getattr(self, name)), remedy="raise it")
+        for name, known in (("engine", ENGINES), ("api", APIS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    name, expected=f"one of {', '.join(known)}", got=getattr(self, name), remedy="choose one"
+                )
+        if not self.timeout_s > 0:
+            raise UserError("timeout_s", expected="more than 0", got=str(self.timeout_s), remedy="raise it")
         if self.max_output_tokens >= self.max_model_len:
             raise UserError(
                 "max_output_tokens",

