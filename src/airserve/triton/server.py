@@ -39,9 +39,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-UNHEALTHY_STUB = "is not healthy"
-"""What Triton says when it gives a Python model's process up; seen while loading on an overloaded machine."""
-START_ATTEMPTS = 2
+FAILED_HANDSHAKES = ("is not healthy", "boost::interprocess::lock_exception")
+"""What Triton says, or dies of, when a Python model's process does not answer in time while it is loaded; seen with
+2.51.0 on an overloaded machine, gone at the next start."""
+START_ATTEMPTS = 3
 HIGHEST_PORT = 65535
 
 
@@ -223,7 +224,7 @@ class TritonServer:
     def start(self) -> TritonServer:
         """Start the server and wait until every model is ready, its warm-up requests included.
 
-        A start that fails because the machine was too busy to run a model's process is tried once more.
+        A start that fails because the machine was too busy to run a model's process is tried again.
 
         Raises:
             EngineError: when it ends or is not ready in time; the end of its log is part of the message.
@@ -235,7 +236,7 @@ class TritonServer:
             if self._launch(backends, site):
                 return self
             lines = self.log_path.read_text(errors="replace").splitlines()
-            if attempt == START_ATTEMPTS or not any(UNHEALTHY_STUB in line for line in lines):
+            if attempt == START_ATTEMPTS or not any(sign in line for line in lines for sign in FAILED_HANDSHAKES):
                 break
             self._end()
             log.warning("triton: a model's process got no CPU time while it was loading; starting again")
