@@ -15,7 +15,6 @@ from tritonclient.utils import InferenceServerException
 from airserve import contract
 from airserve.client import Behaviour, NodeTexts, RankClient, RankRequest, to_tensors
 from airserve.table.lookup import IntentTable
-from airserve.triton.config import executing_model
 
 pytestmark = [pytest.mark.triton, pytest.mark.vllm]
 ALL = [spec.name for spec in contract.RESPONSE]
@@ -212,7 +211,7 @@ def test_a_bad_request_does_not_touch_its_neighbours(served: Any, logged: Any) -
 def test_a_batch_is_really_executed_as_one(served: Any, logged: Any) -> None:
     def executions() -> tuple[int, int]:
         channel = triton.InferenceServerClient(served.grpc_url)
-        stats = channel.get_inference_statistics(executing_model("embedded")).model_stats[0]
+        stats = channel.get_inference_statistics(contract.RANKER_MODEL).model_stats[0]
         channel.close()
         return stats.inference_count, stats.execution_count
 

@@ -77,3 +77,17 @@ def test_what_is_no_graph_and_no_threads_are_refused(tmp_path: Path, graph: Path
         RankerSession(tmp_path / "broken.onnx")
     with pytest.raises(UserError, match="threads"):
         RankerSession(graph, threads=0)
+
+
+def test_an_empty_history_alone_scores_as_one_padded_row(graph: Path) -> None:
+    padded = parts()[0]
+    padded[contract.BEHAVIOUR_ACTIONS.name][:] = contract.PAD_ACTION
+    empty = {
+        **padded,
+        contract.BEHAVIOUR_ACTIONS.name: np.zeros((1, 0), np.int32),
+        contract.BEHAVIOUR_AGES_S.name: np.zeros((1, 0), np.float32),
+    }
+    padded = {**padded, contract.BEHAVIOUR_AGES_S.name: np.zeros((1, 1), np.float32)}
+    session = RankerSession(graph)
+    for name, expected in session.run([padded], NAMES)[0].items():
+        np.testing.assert_array_equal(session.run([empty], NAMES)[0][name], expected)

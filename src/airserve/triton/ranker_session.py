@@ -96,7 +96,8 @@ class RankerSession:
         """
         answers: list[dict[str, Array]] = [{} for _ in parts]
         for group in group_by_size([extent_of(part) for part in parts]):
-            merged = dict(parts[group[0]]) if len(group) == 1 else merge_lookups([parts[at] for at in group])
+            # Also a single call: an empty history has no ages, while its lookup has one padded row.
+            merged = merge_lookups([parts[at] for at in group])
             results = self.session.run(list(wanted), merged)
             start = 0
             for at in group:
