@@ -15,6 +15,7 @@ M evidence, H width, E vector size, N catalogue rows, V vocabulary nodes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -29,7 +30,7 @@ from airserve.model.composition import Composition
 from airserve.model.gather import gather_rows
 from airserve.model.retrieval import MASKED_KEY, Retrieved, TargetAwareRetrieval, select_evidence
 from airserve.model.sequence import FoldedTokens, SequenceModel, SequenceSettings
-from airserve.model.tree import TreeWeights, chain_support
+from airserve.model.tree import TreeWeights, chain_support, leaves_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,13 @@ class RankerSettings:
     """In the intent head, during training."""
     use_intents: bool = True
     """False: the base score alone, an ablation."""
+    use_tree: bool = True
+    """False: the behaviours' paths stay apart, an ablation. A leaf weighs what its strongest behaviour weighs,
+    a(action) * exp(-lambda * age): neither N(u) nor sums over behaviours, and no coarser level is scored or composed.
+    """
+    use_target: bool = True
+    """False: no target-aware retrieval, an ablation. Chains are kept and scored by their weight alone, the same for
+    every candidate; the composition still asks with the candidate."""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.hidden < 1 or self.sequence.width % self.heads:
@@ -134,20 +142,27 @@ class Ranker(nn.Module):
         node_vectors_VE: float32, unit rows, row 0 zeros; frozen.
         node_levels_V: int64, level of each node (0 for a root).
         settings: sizes.
+        base_vectors_NE: what the sequence tower sees of an item; None for `item_vectors_NE`. Title vectors keep the
+            intents out of the base.
 
     Source: AIR (arXiv 2606.10357), online part; the base score and all sizes are ours.
     """
 
     def __init__(
-        self, item_vectors_NE: Tensor, node_vectors_VE: Tensor, node_levels_V: Tensor, settings: RankerSettings
+        self,
+        item_vectors_NE: Tensor,
+        node_vectors_VE: Tensor,
+        node_levels_V: Tensor,
+        settings: RankerSettings,
+        base_vectors_NE: Tensor | None = None,
     ) -> None:
         super().__init__()
         width = settings.sequence.width
         self.settings = settings
         self.register_buffer("item_vectors_NE", item_vectors_NE, persistent=False)
         self.register_buffer("node_vectors_VE", node_vectors_VE, persistent=False)
-        self.base = SequenceModel(item_vectors_NE, settings.sequence)
-        self.tree = TreeWeights()
+        self.base = SequenceModel(item_vectors_NE if base_vectors_NE is None else base_vectors_NE, settings.sequence)
+        self.tree = TreeWeights(merged=settings.use_tree)
         self.retrieval = TargetAwareRetrieval()
         self.node_tokens: nn.Module = VectorTokens(node_vectors_VE, width, node_levels_V)
         self.evidence_tokens: nn.Module = VectorTokens(item_vectors_NE, width)
@@ -173,13 +188,15 @@ class Ranker(nn.Module):
         """Weigh the tree, and make a token, a retrieval vector and the evidence of each of its chains."""
         n_chains, n_nodes = chain_slots_BRD.shape[1], tree_nodes_BU.shape[1]
         node_vectors_VE = cast(Tensor, self.node_vectors_VE)
+        if not self.settings.use_tree:
+            chain_slots_BRD = leaves_alone(chain_slots_BRD)
         exists_BRD = chain_slots_BRD != contract.PAD_SLOT
         freshness_BL = self.tree.freshness(ages_s_BL)
         support_BLR = chain_support(behaviour_chains_BLP, n_chains)
         weights_BU = self.tree(actions_BL, freshness_BL, support_BLR, chain_slots_BRD, n_nodes)
         log_weights_BRD = gather_rows(torch.log1p(weights_BU).unsqueeze(-1), chain_slots_BRD)[..., 0]
         nodes_BRD = gather_rows(tree_nodes_BU.unsqueeze(-1), chain_slots_BRD)[..., 0] * exists_BRD.int()
-        vectors_BRDE = F.embedding(nodes_BRD, node_vectors_VE)
+        vectors_BRDE = self.compared(F.embedding(nodes_BRD, node_vectors_VE))
         leaves_BR = nodes_BRD[:, :, 0]
         for level in range(1, contract.MAX_DEPTH):
             leaves_BR = torch.where(exists_BRD[:, :, level], nodes_BRD[:, :, level], leaves_BR)
@@ -194,9 +211,15 @@ class Ranker(nn.Module):
         chain_vectors_BRE = self.retrieval.chain_vectors(log_weights_BRD, exists_BRD, vectors_BRDE)
         return UserTree(tokens_BRH, chain_vectors_BRE, exists_BRD[:, :, 0], nodes_BRD, evidence_BRM)
 
+    def compared(self, vectors: Tensor) -> Tensor:
+        """What retrieval takes the cosine of; without target-aware retrieval the same unit vector for everything."""
+        if self.settings.use_target:
+            return vectors
+        return torch.full_like(vectors, 1.0 / math.sqrt(vectors.shape[-1]))
+
     def intent_score(self, tree: UserTree, candidate_rows_BC: Tensor) -> tuple[Tensor, Retrieved]:
         """Score candidates by the user's intents; float32 [B, C], and what was retrieved."""
-        candidate_vectors_BCE = F.embedding(candidate_rows_BC, cast(Tensor, self.item_vectors_NE))
+        candidate_vectors_BCE = self.compared(F.embedding(candidate_rows_BC, cast(Tensor, self.item_vectors_NE)))
         found = self.retrieval(candidate_vectors_BCE, tree.vectors_BRE, tree.real_BR)
         width = self.settings.sequence.width
         queries = self.queries(candidate_rows_BC)

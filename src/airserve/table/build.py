@@ -21,6 +21,7 @@ from airserve.table.publish import publish_table
 VOCABULARY_FILE = "vocabulary.parquet"
 ATOMIC_FILE = "atomic_intents.parquet"
 PROJECTION_FILE = "projection.npz"
+TITLES_FILE = "title_vectors.npy"
 SERVING_FOLDER = "serving"
 
 
@@ -89,6 +90,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         node_vectors=node_table,
         item_vectors=vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path()),
     )
+    vectors.save_titles(settings.out / TITLES_FILE, title_vectors)
     _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
     if merged:

@@ -116,3 +116,16 @@ def item_table(
     leaf_sum = sum(node_vectors_VE[leaves_NP[:, place]] for place in range(leaves_NP.shape[1]))
     vectors[contract.FIRST_ITEM_ROW :] = normalised(titles_NE + normalised(np.asarray(leaf_sum)))
     return vectors
+
+
+def save_titles(path: Path, titles_NE: Vectors) -> None:
+    """Write the items' title vectors in catalogue rows, float32 [N + 2, E], rows 0 and 1 zeros; atomically.
+
+    What a model may know of an item without its intents: the item vectors that are served may hold both.
+    """
+    rows_NE = np.zeros((len(titles_NE) + contract.FIRST_ITEM_ROW, titles_NE.shape[1]), dtype=np.float32)
+    rows_NE[contract.FIRST_ITEM_ROW :] = titles_NE
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with temporary.open("wb") as stream:
+        np.save(stream, rows_NE)
+    os.replace(temporary, path)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from airserve import contract
 from airserve.errors import ArtifactError
@@ -27,8 +28,8 @@ WEIGHTS = "ranker.safetensors"
 CONFIG = "config.json"
 
 
-def new_ranker(table: IntentTable, settings: RankerSettings) -> Ranker:
-    """An untrained ranker for a table's catalogue and vocabulary."""
+def new_ranker(table: IntentTable, settings: RankerSettings, base_vectors_NE: Tensor | None = None) -> Ranker:
+    """An untrained ranker for a table's catalogue and vocabulary; see `Ranker` for the base's vectors."""
     levels_V = np.zeros(len(table.node_vectors), dtype=np.int64)
     for level in range(contract.MAX_DEPTH):
         levels_V[table.arrays.paths[:, level]] = level
@@ -37,6 +38,7 @@ def new_ranker(table: IntentTable, settings: RankerSettings) -> Ranker:
         torch.from_numpy(np.array(table.node_vectors)),
         torch.from_numpy(levels_V),
         settings,
+        base_vectors_NE,
     )
 
 

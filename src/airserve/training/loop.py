@@ -66,6 +66,8 @@ class FitReport:
     """Epochs trained."""
     seconds: float
     """Wall time of this run of it."""
+    curve: tuple[tuple[int, float, float], ...] = ()
+    """(epoch, mean training loss, held-out measure) of every epoch."""
 
 
 class _State:
@@ -81,6 +83,7 @@ class _State:
         self.best_epoch = 0
         self.best_weights = _weights(module)
         self.done = False
+        self.curve: list[tuple[int, float, float]] = []
 
     def load(self) -> None:
         """Take up an interrupted training of the same fingerprint; start anew otherwise."""
@@ -91,12 +94,12 @@ class _State:
         except Exception:
             # A torn or foreign file is only lost time.
             return
-        if saved.get("fingerprint") != self.fingerprint:
+        if saved.get("fingerprint") != self.fingerprint or "curve" not in saved:
             return
         self.module.load_state_dict(saved["module"], strict=False)
         self.optimiser.load_state_dict(saved["optimiser"])
         torch.set_rng_state(saved["random"])
-        for name in ("epoch", "step", "best", "best_epoch", "best_weights", "done"):
+        for name in ("epoch", "step", "best", "best_epoch", "best_weights", "done", "curve"):
             setattr(self, name, saved[name])
 
     def save(self) -> None:
@@ -104,7 +107,7 @@ class _State:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        names = ("fingerprint", "epoch", "step", "best", "best_epoch", "best_weights", "done")
+        names = ("fingerprint", "epoch", "step", "best", "best_epoch", "best_weights", "done", "curve")
         saved = {name: getattr(self, name) for name in names}
         saved |= {
             "module": self.module.state_dict(),
@@ -157,11 +160,12 @@ def fit(
     with Progress(title, total_steps, "steps") as progress:
         progress.done = state.step
         while not state.done:
-            _train_epoch(state, learning, batches, loss, settings, start, progress)
+            mean_loss = _train_epoch(state, learning, batches, loss, settings, start, progress)
             state.epoch += 1
             module.eval()
             with torch.inference_mode():
                 measure = validate()
+            state.curve.append((state.epoch, mean_loss, measure))
             if measure > state.best:
                 state.best, state.best_epoch, state.best_weights = measure, state.epoch, _weights(module)
             state.done = (
@@ -172,7 +176,13 @@ def fit(
             state.save()
     module.load_state_dict(state.best_weights, strict=False)
     module.eval()
-    return FitReport(best=state.best, best_epoch=state.best_epoch, epochs=state.epoch, seconds=time.monotonic() - start)
+    return FitReport(
+        best=state.best,
+        best_epoch=state.best_epoch,
+        epochs=state.epoch,
+        seconds=time.monotonic() - start,
+        curve=tuple((epoch, mean_loss, measure) for epoch, mean_loss, measure in state.curve),
+    )
 
 
 def _train_epoch(
@@ -183,11 +193,16 @@ def _train_epoch(
     settings: FitSettings,
     start: float,
     progress: Progress,
-) -> None:
-    """One pass over the batches, or what fits into the time limit that began at `start` (monotonic seconds)."""
+) -> float:
+    """One pass over the batches, or what fits into the time limit that began at `start` (monotonic seconds).
+
+    Returns:
+        The mean loss of the steps made.
+    """
     rng = np.random.default_rng([settings.seed, state.epoch])
     total_steps = settings.epochs * max(len(batches), 1)
     state.module.train()
+    total_loss, steps = 0.0, 0
     for place in rng.permutation(len(batches)):
         done = max(state.step / total_steps, (time.monotonic() - start) / settings.budget_s)
         warm = min((state.step + 1) / max(settings.warmup_steps, 1), 1.0)
@@ -199,9 +214,11 @@ def _train_epoch(
         torch.nn.utils.clip_grad_norm_(learning, settings.clip)
         state.optimiser.step()
         state.step += 1
+        total_loss, steps = total_loss + float(value.detach()), steps + 1
         progress.advance(note=f"best {max(state.best, 0.0):.3f}")
         if time.monotonic() - start > settings.budget_s:
             break
+    return total_loss / max(steps, 1)
 
 
 def _decay(done: float) -> float:
