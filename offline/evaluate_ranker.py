@@ -69,11 +69,8 @@ def main(
     """
     torch.set_num_threads(threads)
     if ranker is not None:
-        table = IntentTable.open(tables / "serving")
-        model, _ = load_ranker(ranker, table)
-        dataset = load_dataset(data)
         settings = replace(EvaluationSettings(), seed=first_seed, draws=draws, users=max_users)
-        return evaluate_ranker(model, table, make_log(dataset.items, dataset.behaviours, table), settings)
+        return measure_one(ranker, data, tables, settings)
     start = time.monotonic()
     out = out or cache / "results.json"
     study = prepare(
@@ -94,6 +91,14 @@ def main(
 
     chosen = [name.strip() for name in models.split(",") if name.strip()]
     return write(run_study(study, chosen, range(first_seed, first_seed + seeds), cache / "runs", write))
+
+
+def measure_one(ranker: Path, data: Path, tables: Path, settings: EvaluationSettings) -> dict[str, object]:
+    """Measure one trained ranker; `data` is a folder with items.parquet and behaviours.parquet."""
+    table = IntentTable.open(tables / "serving")
+    model, _ = load_ranker(ranker, table)
+    dataset = load_dataset(data)
+    return evaluate_ranker(model, table, make_log(dataset.items, dataset.behaviours, table), settings)
 
 
 if __name__ == "__main__":

@@ -348,6 +348,7 @@ def test_data_without_test_targets_is_refused(study: Study) -> None:
         replace(study.test, log=log)
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_any_time_ends_with_the_same_results(folders: tuple[Path, Path], tmp_path: Path) -> None:
     raw, tables = folders
 

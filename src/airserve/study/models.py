@@ -310,6 +310,6 @@ MODELS: dict[str, Model] = {
     "air_no_tree": Intents(label="AIR without tree", use_tree=False),
     "air_no_target": Intents(label="AIR without target-aware retrieval", use_target=False),
     "air_neither": Intents(label="AIR without both", use_tree=False, use_target=False),
-    "air": Intents(label="AIR"),
+    stages.AIR: Intents(label="AIR"),
 }
 """In the order of the report."""

@@ -19,9 +19,10 @@ from airserve.study import metrics
 from airserve.study.metrics import Bootstrap, Floats
 from airserve.study.models import MODELS, Study
 from airserve.study.run import Results
+from airserve.training.stages import AIR
 
 PACKAGES = ("torch", "numpy", "scipy", "pyarrow")
-OURS = "air"
+OURS = AIR
 Measured = dict[str, dict[str, Floats]]
 """Model -> metric -> float64 [S, X]."""
 

@@ -90,7 +90,6 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         node_vectors=node_table,
         item_vectors=vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path()),
     )
-    vectors.save_titles(settings.out / TITLES_FILE, title_vectors)
     _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
     if merged:
@@ -179,6 +178,7 @@ def _vectors(
     settings.out.mkdir(parents=True, exist_ok=True)
     projection.save(settings.out / PROJECTION_FILE)
     reduced = projection.apply(embeddings)
+    vectors.save_titles(settings.out / TITLES_FILE, reduced[len(nodes) :])
     return reduced[: len(nodes)], reduced[len(nodes) :], n_embedded
 
 
