@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -65,23 +65,24 @@ class Bootstrap:
     resamples: int = 5000
     seed: int = 29
 
-    def weights(self, seeds: int, users: int) -> tuple[Floats, Floats]:
-        """How often each seed [R, S] and each user [R, X] is in each resample, as shares."""
-        rng = np.random.default_rng([self.seed, users])
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=self.resamples) / seeds
-        of_users = rng.multinomial(users, np.full(users, 1.0 / users), size=self.resamples) / users
-        return of_seeds, of_users
-
     def means(self, values_SX: Floats) -> Floats:
-        """The mean of each resample, float64 [R]; equal shapes are resampled alike."""
-        of_seeds, of_users = self.weights(*values_SX.shape)
-        # For a model without seeds the one row is always taken, and the users' resamples stay the same.
-        resampled: Floats = np.einsum("rx,rx->r", of_seeds @ values_SX, of_users)
+        """The mean of each resample, float64 [R]; users are resampled alike whatever the number of seeds."""
+        seeds, users = values_SX.shape
+        by_seed_RS = _shares(self.resamples, users, self.seed) @ values_SX.T
+        resampled: Floats = (by_seed_RS * _shares(self.resamples, seeds, self.seed + 1)).sum(axis=1)
         return resampled
 
     def interval(self, values_SX: Floats) -> list[float]:
         """95 % interval of the mean, [low, high]."""
         return bounds(self.means(values_SX))
+
+
+@lru_cache(maxsize=16)
+def _shares(resamples: int, count: int, seed: int) -> Floats:
+    """How often each of `count` is in each resample of `count` draws, as shares; float64 [R, count]."""
+    rng = np.random.default_rng([seed, count])
+    shares: Floats = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples) / count
+    return shares
 
 
 def bounds(resampled_R: Floats) -> list[float]:

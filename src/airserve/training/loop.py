@@ -149,8 +149,9 @@ def fit(
         fingerprint: of all that the training depends on; a state of another fingerprint is not taken up.
     """
     learning = list(parameters)
+    # Fused: the item table's update is a third of a step otherwise (47 against 34 ms on Food-Kitchen, one core).
     optimiser = torch.optim.AdamW(
-        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98), fused=True
     )
     torch.manual_seed(settings.seed)
     state = _State(module, optimiser, state_path, fingerprint)
@@ -162,9 +163,7 @@ def fit(
         while not state.done:
             mean_loss = _train_epoch(state, learning, batches, loss, settings, start, progress)
             state.epoch += 1
-            module.eval()
-            with torch.inference_mode():
-                measure = validate()
+            measure = _held_out(module, validate)
             state.curve.append((state.epoch, mean_loss, measure))
             if measure > state.best:
                 state.best, state.best_epoch, state.best_weights = measure, state.epoch, _weights(module)
@@ -181,8 +180,14 @@ def fit(
         best_epoch=state.best_epoch,
         epochs=state.epoch,
         seconds=time.monotonic() - start,
-        curve=tuple((epoch, mean_loss, measure) for epoch, mean_loss, measure in state.curve),
+        curve=tuple(state.curve),
     )
+
+
+def _held_out(module: nn.Module, validate: Callable[[], float]) -> float:
+    module.eval()
+    with torch.inference_mode():
+        return validate()
 
 
 def _train_epoch(
