@@ -35,8 +35,15 @@ PIECES = 32
 """A chunk that failed is asked again in this many pieces, so 1,024 prompts are single in two more rounds."""
 OBJECT_STORE_BYTES = 512 << 20
 """Of a Ray that is started here."""
-STARTUP_TIMEOUT_S = 600
-"""Ray gives a worker process one minute to report, which a loaded machine exceeds."""
+PATIENCE = {
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_gcs_server_request_timeout_seconds": "300",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    "RAY_health_check_timeout_ms": "60000",
+}
+"""Of a Ray that is started here: its own limits end it on a machine that is busy with other work."""
+START_TRIES = 5
+"""`ray.init` gives its node 30 s, a constant in its source; on two busy cores the first start took longer."""
 OK, AGAIN, FATAL = 0, 1, 2
 """State of a block of answers: kept; its engine broke, ask another; no engine here will ever answer."""
 
@@ -278,7 +285,9 @@ class _RayJob:
 def _cluster(settings: GenerateSettings) -> Iterator[None]:
     """Join the cluster that the settings name, or start a Ray on this machine for the time of the job."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_register_timeout_seconds", str(STARTUP_TIMEOUT_S))
+    if not settings.ray_address:
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -286,27 +295,43 @@ def _cluster(settings: GenerateSettings) -> Iterator[None]:
         raise UserError(
             "--engine ray", expected="Ray Data installed", got=str(error), remedy="pip install 'ray[data]==2.60.0'"
         ) from error
-    here: dict[str, Any] = {
-        "num_cpus": max(os.cpu_count() or 1, settings.workers),
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
-    where = {"address": settings.ray_address} if settings.ray_address else here
-    try:
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(
-            "--ray-address",
-            expected="a Ray cluster that can be reached, or nothing for one on this machine",
-            got=(str(error).splitlines() or [type(error).__name__])[0],
-            remedy="see `ray status`",
-        ) from error
+    _start(settings)
     try:
         _check_room(ray.cluster_resources(), settings)
         _set_up_data(ray.data.DataContext.get_current())
         yield
     finally:
         ray.shutdown()
+
+
+def _start(settings: GenerateSettings) -> None:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    here = {
+        "num_cpus": max(os.cpu_count() or 1, settings.workers),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    where: dict[str, Any] = {"address": settings.ray_address} if settings.ray_address else here
+    tries = 1 if settings.ray_address else START_TRIES
+    for left in reversed(range(tries)):
+        try:
+            ray.init(**where, **quiet)
+            return
+        except Exception as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            ray.shutdown()
+            # A bare Exception is what Ray raises when its own node was too slow.
+            if left and type(error) is Exception:
+                log.warning("Ray did not start, trying again: %s", said)
+                continue
+            raise UserError(
+                "--ray-address" if settings.ray_address else "--engine ray",
+                expected="a Ray cluster that can be reached" if settings.ray_address else "a Ray that starts here",
+                got=said,
+                remedy="see `ray status`, and the logs below Ray's folder",
+            ) from error
 
 
 def _check_room(resources: dict[str, float], settings: GenerateSettings) -> None:
