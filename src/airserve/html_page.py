@@ -38,7 +38,9 @@ vertical-align:top}.leaf .line{width:100%}.line .bar{flex:0 0 22%;height:.55rem;
 code{font-size:.85em}
 @media (max-width:40rem){body{margin:1rem auto}td.w{width:22%}.stack tr{display:block;padding:.4rem 0;
 border-bottom:1px solid var(--line)}.stack tr:first-child{display:none}.stack td{display:block;padding:.05rem .2rem}
-.stack tr:nth-child(even) td{background:none}.stack td::before{content:attr(data-head) " ";color:var(--dim)}}
+.stack tr:nth-child(even) td{background:none}
+.stack td.n{text-align:left}.stack td.w{width:100%}
+.stack td::before{content:attr(data-head) " ";color:var(--dim)}}
 @media (max-width:40rem){body{font-size:14px}td,th{padding:.25rem .25rem}.bar{min-width:2.2rem}
 .tiles{grid-template-columns:repeat(3,1fr)}}
 """

@@ -26,7 +26,7 @@ SEGMENT_COLUMN = contract.USER_SEGMENT.name
 ID_COLUMNS = {"item_id": pa.int64(), "action": pa.string(), SEGMENT_COLUMN: pa.int32(), "valid": pa.bool_()}
 PATHS = pa.list_(pa.list_(pa.string()))
 WRITTEN_BY = "offline/generate_intents.py"
-BATCH = 16_384
+BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
