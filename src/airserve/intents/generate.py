@@ -23,6 +23,7 @@ from airserve.intents.answers import locked, model_identity
 from airserve.intents.engine_vllm import vllm_version
 from airserve.intents.html_report import write_report
 from airserve.intents.prompt import PROMPT_VERSION
+from airserve.intents.ray_pool import run_ray
 from airserve.intents.settings import GenerateSettings
 from airserve.intents.store import Counts, JobStore
 from airserve.intents.workers import PoolResult, disk_error, is_disk_full, run_pool
@@ -149,7 +150,7 @@ def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> Gener
         counts.missing,
     )
     asked_at, tokens_before = time.monotonic(), store.output_tokens()
-    pool = _ask(store, counts, settings)
+    pool = _ask(store, counts, settings, identity)
     working_s = max(time.monotonic() - asked_at - pool.engine_ready_s, 1e-9)
     store.read_answers()
     store.write_answers(store.folder / ANSWERS_FILE)
@@ -186,16 +187,17 @@ def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> Gener
     return report
 
 
-def _ask(store: JobStore, counts: Counts, settings: GenerateSettings) -> PoolResult:
+def _ask(store: JobStore, counts: Counts, settings: GenerateSettings, identity: str) -> PoolResult:
     if not counts.missing:
         return PoolResult()
-    if settings.engine == "vllm" and vllm_version() is None:
+    if settings.engine != "openai" and vllm_version() is None:
         raise UserError("vllm", expected="an installed vLLM", got="none", remedy="install requirements/main.lock")
     workers = 1 if settings.engine == "openai" else min(settings.workers, -(-counts.missing // WORTH_A_WORKER))
     settings = replace(settings, workers=workers)
     per_worker = -(-counts.missing // (2 * workers))
     tasks = store.tasks(min(settings.chunk, max(per_worker, SMALLEST_CHUNK)))
-    log.info("starting %s with %s; its logs are %s", settings.engine, settings.model, store.folder / "worker-*.log")
+    logs = "below Ray's own folder" if settings.engine == "ray" else str(store.folder / "worker-*.log")
+    log.info("starting %s with %s; its logs are %s", settings.engine, settings.model, logs)
     progress = Progress("writing intents", counts.missing, "prompts")
     with ExitStack() as stack:
 
@@ -204,9 +206,12 @@ def _ask(store: JobStore, counts: Counts, settings: GenerateSettings) -> PoolRes
             log.info("%s is up", settings.engine)
             stack.enter_context(progress)
 
-        result = run_pool(tasks, settings, store.folder, on_ready=on_ready, advance=progress.advance)
+        if settings.engine == "ray":
+            result = run_ray(tasks, settings, identity, store.folder, on_ready=on_ready, advance=progress.advance)
+        else:
+            result = run_pool(tasks, settings, store.folder, on_ready=on_ready, advance=progress.advance)
     for error in result.errors:
-        log.warning("a worker failed and was restarted: %s", error)
+        log.warning("a worker failed, the job went on: %s", error)
     if result.unanswered:
         log.warning("%d prompts break the engine; they are left without an answer", len(result.unanswered))
     return result

@@ -30,6 +30,11 @@ ROW_GROUP = 131_072
 EMPTY_TITLE = "empty title"
 INVALID_ANSWER = "invalid answer"
 NO_ANSWER = "no answer: the engine failed"
+REASON = (
+    f"CASE WHEN p.empty THEN '{EMPTY_TITLE}' WHEN a.key IS NOT NULL THEN '{INVALID_ANSWER}' "
+    f"ELSE coalesce(s.what, '{NO_ANSWER}') END"
+)
+"""Why a prompt (`keyed p`) with the answer `known a` or the refusal `said s` is a dead letter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +174,7 @@ class JobStore:
         return self._write(
             f"""
             SELECT p.key, q.action, q.user_segment, q.text,
-                   CASE WHEN p.empty THEN '{EMPTY_TITLE}' WHEN a.key IS NOT NULL THEN '{INVALID_ANSWER}'
-                        ELSE coalesce(s.what, '{NO_ANSWER}') END AS reason,
-                   coalesce(a.raw, '') AS raw
+                   {REASON} AS reason, coalesce(a.raw, '') AS raw
             FROM keyed p JOIN prompts q USING (prompt_id) LEFT JOIN known a ON a.key = p.key AND NOT p.empty
             LEFT JOIN said s ON s.key = p.key
             WHERE p.empty OR a.valid IS NOT true ORDER BY p.prompt_id

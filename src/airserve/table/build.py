@@ -14,8 +14,10 @@ from airserve import contract
 from airserve.data.schema import write_parquet
 from airserve.errors import DataError, UserError
 from airserve.table import atomic, merges, vectors, vocabulary
+from airserve.table.answers import Answers, read_answers
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
 from airserve.table.format import NO_PATH, TableArrays
+from airserve.table.html_report import write_table_report
 from airserve.table.publish import publish_table
 
 VOCABULARY_FILE = "vocabulary.parquet"
@@ -23,6 +25,7 @@ ATOMIC_FILE = "atomic_intents.parquet"
 PROJECTION_FILE = "projection.npz"
 TITLES_FILE = "title_vectors.npy"
 SERVING_FOLDER = "serving"
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     """
     start_s = time.monotonic()
     items, titles = atomic.read_items(settings.data)
-    answers = atomic.read_answers(settings.intents / "answers.parquet", items)
+    answers = read_answers(settings.intents / "answers.parquet", items)
     embedder = embedder or SentenceEmbedder(settings.embedder)
     nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
@@ -92,11 +95,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     )
     _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
-    if merged:
-        merges.write_merges(merged, settings.out / merges.MERGES_FILE)
-        _log(f"wrote {settings.out / merges.MERGES_FILE} ({len(merged)} near-duplicate nodes merged into others)")
-    else:
-        (settings.out / merges.MERGES_FILE).unlink(missing_ok=True)
+    _write_merges(merged, settings.out / merges.MERGES_FILE)
     manifest = publish_table(
         settings.out / SERVING_FOLDER,
         arrays,
@@ -105,7 +104,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         table_version=settings.table_version,
     )
     _log(f"wrote {settings.out / SERVING_FOLDER} (table version {manifest.table_version})")
-    return {
+    figures = {
         "nodes": len(nodes),
         "leaves": len(nodes.leaves()),
         "levels": 1 + max(node.level for node in nodes.nodes),
@@ -119,10 +118,13 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         "table_version": manifest.table_version,
         "seconds": round(time.monotonic() - start_s, 1),
     }
+    write_table_report(settings.out / REPORT_FILE, nodes, merged, figures, settings.merge_threshold)
+    _log(f"wrote {settings.out / REPORT_FILE}, to look at")
+    return figures
 
 
 def _intents(
-    settings: BuildSettings, answers: atomic.Answers, n_items: int, embedder: TextEmbedder
+    settings: BuildSettings, answers: Answers, n_items: int, embedder: TextEmbedder
 ) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents, list[merges.Merge]]:
     if answers.n_foreign:
         _log(f"warning: {answers.n_foreign} answers are about items that items.parquet does not have; left out")
@@ -145,7 +147,7 @@ def _intents(
 
 def _merges(
     settings: BuildSettings,
-    answers: atomic.Answers,
+    answers: Answers,
     previous: vocabulary.Vocabulary | None,
     embedder: TextEmbedder,
 ) -> list[merges.Merge]:
@@ -196,6 +198,14 @@ def _previous_projection(settings: BuildSettings, identity: str) -> vectors.Proj
 def _write(table: pa.Table, path: Path) -> None:
     write_parquet(table, path)
     _log(f"wrote {path} ({table.num_rows:,} rows)")
+
+
+def _write_merges(merged: list[merges.Merge], path: Path) -> None:
+    if merged:
+        merges.write_merges(merged, path)
+        _log(f"wrote {path} ({len(merged)} near-duplicate nodes merged into others)")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _log(line: str) -> None:
