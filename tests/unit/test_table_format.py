@@ -209,7 +209,7 @@ def test_without_an_atomic_exchange_of_folders_the_new_table_still_takes_the_nam
     monkeypatch.setattr("airserve.table.publish._exchange", lambda first, second: False)
     version = build(tmp_path, table_version=9)[VERSION]
     assert IntentTable.open(tmp_path / "tables" / "serving").table_version == version == 9
-    assert len(os.listdir(tmp_path / "tables")) == 5
+    assert len(os.listdir(tmp_path / "tables")) == 6
 
 
 def test_a_rebuild_with_the_previous_vocabulary_keeps_ids_and_vectors(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from airserve import contract
@@ -82,7 +84,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     embedder = embedder or SentenceEmbedder(settings.embedder)
     nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
-    node_table = vectors.node_table(node_vectors)
+    node_table, item_table = _tables(settings, items, intents, node_vectors, title_vectors)
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
     arrays = TableArrays(
         items=items,
@@ -91,9 +93,9 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         item_paths=intents.item_paths,
         paths=intents.paths,
         node_vectors=node_table,
-        item_vectors=vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path()),
+        item_vectors=item_table,
     )
-    _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
+    _write(vocabulary.to_arrow(nodes, list(node_table[1:])), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
     _write_merges(merged, settings.out / merges.MERGES_FILE)
     manifest = publish_table(
@@ -182,6 +184,25 @@ def _vectors(
     reduced = projection.apply(embeddings)
     vectors.save_titles(settings.out / TITLES_FILE, reduced[len(nodes) :])
     return reduced[: len(nodes)], reduced[len(nodes) :], n_embedded
+
+
+def _tables(
+    settings: BuildSettings,
+    items: npt.NDArray[np.int64],
+    intents: atomic.AtomicIntents,
+    node_vectors: vectors.Vectors,
+    title_vectors: vectors.Vectors,
+) -> tuple[vectors.Vectors, vectors.Vectors]:
+    """Vectors of all nodes and of all catalogue rows, of their texts or in the source's own space where it has one."""
+    default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
+    node_table = vectors.node_table(node_vectors)
+    item_table = vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path())
+    own_path = settings.intents / vectors.VECTORS_FILE
+    if own_path.exists():
+        own = vectors.read_vectors(own_path, items)
+        item_table[contract.FIRST_ITEM_ROW :] = own
+        node_table = vectors.mean_of_members(own, default_paths[:, 0], intents.paths, len(node_table))
+    return node_table, item_table
 
 
 def _previous_projection(settings: BuildSettings, identity: str) -> vectors.Projection | None:
