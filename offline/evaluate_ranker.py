@@ -6,9 +6,7 @@ Every (model, seed) is trained and ranked once and kept in the cache folder, so 
 where it was. With --ranker it measures that one trained ranker instead, against popularity and its own base.
 """
 
-import logging
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +15,16 @@ import torch
 
 from airserve.cli import run_script
 from airserve.data.schema import load_dataset
+from airserve.study.job import StudyJob
 from airserve.study.metrics import Bootstrap
 from airserve.study.models import MODELS
 from airserve.study.prepare import prepare, study_settings
 from airserve.study.protocol import Protocol
-from airserve.study.report import headline, results_json
-from airserve.study.run import Results, run_study
 from airserve.table.lookup import IntentTable
-from airserve.training.checkpoint import load_ranker, write_json
+from airserve.training.checkpoint import load_ranker
 from airserve.training.evaluation import EvaluationSettings
 from airserve.training.examples import make_log
 from airserve.training.stages import evaluate_ranker
-
-log = logging.getLogger("evaluate_ranker")
 
 
 def main(
@@ -45,6 +40,7 @@ def main(
     fast: bool = False,
     learn_from_held_out: bool = False,
     resamples: int = 5000,
+    truth: Path | None = None,
     ranker: Path | None = None,
     max_users: int = 5000,
     threads: int = min(2, os.cpu_count() or 1),
@@ -63,6 +59,7 @@ def main(
         fast: a toy configuration, for trying the script.
         learn_from_held_out: also learn from the histories of valid and test users; the published protocol does not.
         resamples: of the bootstrap.
+        truth: a truth.parquet of offline/make_world.py; AIR's retrieved intents are compared with it.
         ranker: measure this trained ranker only (a folder made by offline/train_ranker.py); nothing is trained.
         max_users: test users, chosen at random where there are more.
         threads: of PyTorch.
@@ -71,26 +68,18 @@ def main(
     if ranker is not None:
         settings = replace(EvaluationSettings(), seed=first_seed, draws=draws, users=max_users)
         return measure_one(ranker, data, tables, settings)
-    start = time.monotonic()
-    out = out or cache / "results.json"
-    study = prepare(
-        data,
-        tables,
-        cache,
-        train=study_settings(fast=fast),
-        protocol=Protocol(draws=draws, max_users=max_users),
-        learn_from_held_out=learn_from_held_out,
+    job = StudyJob(
+        models=tuple(name.strip() for name in models.split(",") if name.strip()),
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+        runs=cache / "runs",
+        out=out or cache / "results.json",
+        bootstrap=Bootstrap(resamples=resamples),
+        truth=truth,
     )
-
-    def write(results: Results) -> dict[str, object]:
-        minutes = (time.monotonic() - start) / 60
-        report = results_json(study, results, Bootstrap(resamples=resamples), minutes)
-        write_json(out, report)
-        log.info("wrote %s", out)
-        return headline(report)
-
-    chosen = [name.strip() for name in models.split(",") if name.strip()]
-    return write(run_study(study, chosen, range(first_seed, first_seed + seeds), cache / "runs", write))
+    protocol = Protocol(draws=draws, max_users=max_users)
+    train = study_settings(fast=fast)
+    study = prepare(data, tables, cache, train=train, protocol=protocol, learn_from_held_out=learn_from_held_out)
+    return job.run(study, tables)
 
 
 def measure_one(ranker: Path, data: Path, tables: Path, settings: EvaluationSettings) -> dict[str, object]:

@@ -132,7 +132,7 @@ def matched(ours_SX: Floats, other_SX: Floats) -> tuple[Floats, Floats]:
     return ours_SX[:both], other_SX[:both]
 
 
-FEW_EVENTS, FEW_IN_DOMAIN = 5, 2
+FEW_EVENTS, FEW_IN_DOMAIN, RARE = 5, 2, 3
 
 
 def slices(test: TestSet) -> dict[str, npt.NDArray[np.bool_]]:
@@ -146,14 +146,15 @@ def slices(test: TestSet) -> dict[str, npt.NDArray[np.bool_]]:
         same = log.domain_of_row[log.rows[events]] == test.domains[place]
         length_X[place], in_domain_X[place] = len(events), same.sum()
         switched_X[place] = len(events) > 0 and not same[-1]
-    seen = np.bincount(log.rows[log.splits == 0], minlength=len(log.domain_of_row)) > 0
+    seen_X = np.bincount(log.rows[log.splits == 0], minlength=len(log.domain_of_row))[log.rows[test.targets]]
     found = {
         "all": np.ones(count, dtype=np.bool_),
         "short_history": length_X <= FEW_EVENTS,
         "few_in_domain": in_domain_X <= FEW_IN_DOMAIN,
         "none_in_domain": in_domain_X == 0,
         "last_in_other_domain": switched_X,
-        "unseen_target": ~seen[log.rows[test.targets]],
+        "rare_target": seen_X <= RARE,
+        "unseen_target": seen_X == 0,
     }
     by_domain = {f"domain:{name}": test.domains == number for number, name in enumerate(log.domains)}
     return {name: chosen for name, chosen in (found | by_domain).items() if name == "all" or chosen.any()}
@@ -165,5 +166,6 @@ SLICE_TITLES = {
     "few_in_domain": f"at most {FEW_IN_DOMAIN} events in the target's domain",
     "none_in_domain": "no event in the target's domain",
     "last_in_other_domain": "last event in another domain",
+    "rare_target": f"target at most {RARE} times in training",
     "unseen_target": "target unseen in training",
 }

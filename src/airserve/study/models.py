@@ -258,12 +258,17 @@ class Intents:
         blend = {"base": float(state["base_scale"]), "intents": float(state["intent_scale"])}
         return state, {"fit": fit_report(report), "blend": blend, "parameters": learned, "table_seed": seed}
 
-    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
-        """See `Model`."""
+    def trained(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Ranker, IntentTable]:
+        """The whole ranker, base and intent stage."""
         table = self.table(study, report["table_seed"])
         ranker = self.network(study, table, base)
         ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in (base or {}).items()}})
-        return stages.air_scorer(ranker.eval()), table
+        return ranker.eval(), table
+
+    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+        """See `Model`."""
+        ranker, table = self.trained(study, state, report, base)
+        return stages.air_scorer(ranker), table
 
 
 def fit_report(report: FitReport) -> Report:

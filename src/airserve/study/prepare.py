@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from airserve import contract
 from airserve.data.importers import import_folder
-from airserve.data.schema import Dataset, load_dataset
+from airserve.data.schema import BEHAVIOURS_FILE, ITEMS_FILE, Dataset, load_dataset, write_parquet
 from airserve.errors import ArtifactError
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
 from airserve.study.models import Study
 from airserve.study.protocol import Protocol
-from airserve.table.build import PROJECTION_FILE, SERVING_FOLDER, TITLES_FILE
+from airserve.table.build import PROJECTION_FILE, SERVING_FOLDER, TITLES_FILE, BuildSettings, build_tables
 from airserve.table.embed import BUNDLED, SentenceEmbedder, embed_texts
+from airserve.table.format import MANIFEST_NAME, file_sha256
 from airserve.table.lookup import IntentTable
 from airserve.table.vectors import Projection, save_titles
+from airserve.training.checkpoint import write_json
 from airserve.training.examples import Log, make_log
 from airserve.training.loop import FitSettings
 from airserve.training.stages import TrainSettings
@@ -70,15 +76,63 @@ def title_vectors(tables: Path, items: Any, cache: Path | None) -> npt.NDArray[n
     return vectors
 
 
+IntentSource = Callable[[Path, Path], Any]
+"""Writes `answers.parquet` about the items of a data folder (first) into an intents folder (second)."""
+
+
+def write_visible(dataset: Dataset, out: Path, *, learn_from_held_out: bool) -> None:
+    """Write a data folder with all items and only those events that may be learned from.
+
+    What makes intents of behaviour gets this folder, so that no held-out event can reach it.
+    """
+    behaviours = dataset.behaviours
+    held_out = pc.filter(behaviours["user_id"], pc.not_equal(behaviours["split"], "train"))
+    visible = pc.equal(behaviours["split"], "train")
+    if not learn_from_held_out:
+        visible = pc.and_(visible, pc.invert(pc.is_in(behaviours["user_id"], value_set=held_out.combine_chunks())))
+    write_parquet(dataset.items, out / ITEMS_FILE)
+    write_parquet(behaviours.filter(visible), out / BEHAVIOURS_FILE)
+
+
+def make_tables(data: Path, work: Path, source: IntentSource, name: str) -> Path:
+    """Make intents and build tables of them; both are kept for as long as data and source stay the same.
+
+    Args:
+        data: data folder in our own schema, with only what intents may be made of.
+        work: where `intents/` and `tables/` go.
+        source: makes the intents.
+        name: what the source is, with its settings.
+
+    Returns:
+        The tables' folder.
+    """
+    tables, memory = work / "tables", work / "tables.json"
+    mark = {"source": name, "files": [file_sha256(data / file) for file in (ITEMS_FILE, BEHAVIOURS_FILE)]}
+    if (tables / SERVING_FOLDER / MANIFEST_NAME).exists() and memory.exists():
+        with suppress(ValueError):
+            if json.loads(memory.read_text(encoding="utf-8")) == mark:
+                return tables
+    source(data, work / "intents")
+    build_tables(BuildSettings(data=data, intents=work / "intents", out=tables, cache=work / "embeddings"))
+    write_json(memory, mark)
+    return tables
+
+
 def prepare(
-    data: Path, tables: Path, work: Path, *, train: TrainSettings, protocol: Protocol, learn_from_held_out: bool = False
+    data: Path,
+    tables: Path | tuple[str, IntentSource],
+    work: Path,
+    *,
+    train: TrainSettings,
+    protocol: Protocol,
+    learn_from_held_out: bool = False,
 ) -> Study:
     """Make a study of a folder in any format that `import_folder` reads.
 
     Args:
         data: the user's folder; only read.
-        tables: folder made by offline/build_tables.py for the same items.
-        work: folder for the imported data and embedded texts.
+        tables: folder made by offline/build_tables.py for the same items, or a named source of intents to make one of.
+        work: folder for the imported data, the tables and the embedded texts.
         train: sizes and schedule.
         protocol: the test protocol.
         learn_from_held_out: also learn from the histories of valid and test users (never from their targets).
@@ -89,7 +143,10 @@ def prepare(
     """
     report = import_folder(data, work / "data")
     logger.info("%s: %d items, %d events, %d test targets", data, report.items, report.behaviours, report.test)
-    dataset: Dataset = load_dataset(work / "data")
+    dataset = load_dataset(work / "data")
+    if not isinstance(tables, Path):
+        write_visible(dataset, work / "visible", learn_from_held_out=learn_from_held_out)
+        tables = make_tables(work / "visible", work, tables[1], tables[0])
     table = IntentTable.open(tables / SERVING_FOLDER)
     titles_NE = title_vectors(tables, dataset.items, work / "embeddings")
     log = make_log(dataset.items, dataset.behaviours, table)
