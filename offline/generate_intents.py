@@ -84,6 +84,7 @@ def main(
     plan: bool = False,
     rate: float | None = None,
     max_dead_share: float = 0.1,
+    ask_refused: bool = False,
     memory_mib: int = 1024,
     spill: str | None = None,
     server: Server | None = None,
@@ -104,11 +105,12 @@ def main(
         plan: say what the run would cost, and write nothing.
         rate: prompts per second for the plan; the last run's where left out.
         max_dead_share: exit with status 3 where more of the prompts have no usable answer.
+        ask_refused: ask prompts again that the engine refused in an earlier run.
         memory_mib: of the search for event kinds; what does not fit is spilled.
         spill: folder for that.
     """
     options = {**asdict(server or Server()), **asdict(cluster or Cluster()), **asdict(tuning or Tuning())}
-    settings = GenerateSettings(model=model, engine=engine, workers=workers, **options)
+    settings = GenerateSettings(model=model, engine=engine, workers=workers, ask_refused=ask_refused, **options)
     memory = MemorySettings(memory_mib=memory_mib, spill=spill)
     source = JobInput(data=data, items=items, behaviours=behaviours, limit=limit, memory=memory)
     if plan:

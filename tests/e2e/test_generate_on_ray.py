@@ -102,6 +102,18 @@ from airserve.intents.answers import content_keys, model_identity, read_parts
 from airserve.intents.engines import Question, Task
 from airserve.intents.settings import GenerateSettings
 
+class Watcher:
+    done = 0
+
+    def ready(self):
+        pass
+
+    def advance(self, prompts):
+        self.done += prompts
+
+    def count(self, tokens):
+        assert tokens.output > 0
+
 class Dying(ray_pool.Answerer):
     def __call__(self, block):
         if "poison" in block.column("title").to_pylist():
@@ -115,11 +127,11 @@ settings = GenerateSettings(model={str(MODEL)!r}, engine="ray", workers=1)
 identity = model_identity(settings.model)
 keys = tuple(content_keys(titles, settings, identity))
 tasks = iter([Task(keys=keys[at:at + 50], questions=questions[at:at + 50]) for at in range(0, 200, 50)])
-done = []
 out = Path({str(tmp_path)!r})
-result = ray_pool.run_ray(tasks, settings, identity, out, on_ready=lambda: None, advance=done.append)
+watcher = Watcher()
+result = ray_pool.run_ray(tasks, settings, identity, out, watcher)
 answered = set(read_parts(out).column("key").to_pylist())
-print(json.dumps([[keys.index(key) for key in result.unanswered], len(answered), sum(done)]))
+print(json.dumps([[keys.index(key) for key in result.unanswered], len(answered), watcher.done]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, timeout=580)
     assert done.returncode == 0, done.stderr
@@ -136,7 +148,7 @@ from airserve.intents.settings import GenerateSettings
 
 task = Task(keys=("a",), questions=(Question(action="view", segment_text="general", title="lamp"),))
 settings = GenerateSettings(model={str(MODEL)!r}, engine="ray", workers=1)
-run_ray(iter([task]), settings, "sha256:other", Path({str(tmp_path)!r}), on_ready=lambda: None, advance=lambda n: None)
+run_ray(iter([task]), settings, "sha256:other", Path({str(tmp_path)!r}), None)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert "EngineError" in done.stderr

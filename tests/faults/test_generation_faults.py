@@ -46,7 +46,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.busy, self.delay_s = [], 0, 0.0
+        self.asked, self.busy, self.delay_s, self.poison = [], 0, 0.0, POISON
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.busy > 0:
             self.server.busy -= 1
             self.say(429, {"error": "busy"}, retry_after="0.01")
-        elif POISON in query:
+        elif self.server.poison in query:
             self.say(400, {"error": "bad prompt"})
         else:
             text = "not json" if "nonsense" in query else answer_to(query)
@@ -182,8 +182,46 @@ def test_poisoned_prompts_become_dead_letters_and_harm_no_other(server, tmp_path
     assert "http://" not in page.replace(server.url, "")
     _, err = run(server, data, tmp_path / "out", "--max-dead-share", 0.01, status=3)
     assert "dead letters" in err
-    # Refused prompts are asked again on the next run, answered ones are not.
-    assert sum(POISON not in query for query in server.asked) == len(answers) - 4 + 1
+    # Neither answered nor refused prompts are asked again on the next run; only nonsense was, once.
+    assert len(server.asked) == len(answers) - 1 + 1
+
+
+def test_a_refused_prompt_is_remembered_and_asked_again_only_on_demand(server, tmp_path):
+    data = write_data(tmp_path / "data", [f"{POISON} {at}" if at == 5 else f"thing number {at}" for at in range(20)])
+    first, _ = run(server, data, tmp_path / "out")
+    before, asked = outputs(tmp_path / "out"), len(server.asked)
+    second, _ = run(server, data, tmp_path / "out")
+    assert (first["refused"], second["refused"], second["new"]) == (1, 1, 0)
+    assert outputs(tmp_path / "out") == before
+    assert len(server.asked) == asked
+    server.poison = "no longer refused"
+    third, _ = run(server, data, tmp_path / "out", "--ask-refused")
+    assert (third["new"], third["refused"], third["dead_letters"]) == (1, 0, 0)
+    assert len(server.asked) == asked + 1
+    rows = {row["item_id"]: row for row in pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()}
+    assert rows[5]["paths"] == [["things", "word 5"]]
+
+
+def test_parts_of_a_version_that_kept_no_refusals_are_still_answers(server, tmp_path):
+    data = write_data(tmp_path / "data", [f"thing number {at}" for at in range(20)])
+    run(server, data, tmp_path / "out")
+    before = outputs(tmp_path / "out")
+    for part in (tmp_path / "out" / "parts").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns("error"), part)
+    report, _ = run(server, data, tmp_path / "out")
+    assert report["new"] == 0
+    assert outputs(tmp_path / "out") == before
+
+
+def test_a_server_that_refuses_everything_ends_the_job_and_spoils_no_answer(server, tmp_path):
+    data = write_data(tmp_path / "data", [f"thing number {at}" for at in range(ITEMS)])
+    server.poison = "thing"
+    _, err = run(server, data, tmp_path / "out", status=1)
+    assert "prompts were refused" in err
+    assert "bad prompt" in err
+    server.poison = POISON
+    report, _ = run(server, data, tmp_path / "out")
+    assert (report["refused"], report["valid_share"]) == (0, 1)
 
 
 def test_hostile_titles_stay_on_their_own_line_and_in_their_own_row(server, tmp_path):

@@ -14,7 +14,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -24,10 +24,10 @@ from typing import Any
 import pyarrow as pa
 
 from airserve.errors import EngineError, UserError
-from airserve.intents.answers import PARTS_SCHEMA, Answer, model_identity, write_part
+from airserve.intents.answers import PARTS_SCHEMA, Answer, Tokens, model_identity, write_part
 from airserve.intents.engines import Engine, Question, Task, make_engine
 from airserve.intents.settings import GenerateSettings
-from airserve.intents.workers import PoolResult
+from airserve.intents.workers import PoolResult, Watcher
 
 WAVE = 4_000_000
 """Prompts handed to Ray at a time (0.5 GB of blocks, spilled where they do not fit); engines start once a wave."""
@@ -53,7 +53,6 @@ BLOCK_SCHEMA = pa.schema(
 RESULT_SCHEMA = pa.schema(
     [
         *PARTS_SCHEMA,
-        ("error", pa.string()),
         ("state", pa.int8()),
         ("engine", pa.string()),
         ("ready_at_s", pa.float64()),
@@ -102,7 +101,7 @@ class Answerer:
 
     def _result(self, keys: Sequence[str], answers: Sequence[Answer], state: int) -> pa.Table:
         columns: dict[str, Any] = {"key": list(keys)}
-        for name in (*PARTS_SCHEMA.names[1:], "error"):
+        for name in PARTS_SCHEMA.names[1:]:
             columns[name] = [getattr(answer, name) for answer in answers]
         ours = {"state": state, "engine": self.name, "ready_at_s": self.ready_at_s}
         columns |= {name: [value] * len(answers) for name, value in ours.items()}
@@ -118,9 +117,7 @@ def run_ray(
     settings: GenerateSettings,
     identity: str,
     folder: Path,
-    *,
-    on_ready: Callable[[], None],
-    advance: Callable[[int], None],
+    watcher: Watcher,
 ) -> PoolResult:
     """Answer all tasks on Ray; parts are in `folder` afterwards.
 
@@ -129,15 +126,14 @@ def run_ray(
         settings: of the job; `workers` actors at most, each with `ray_cpus` and `ray_gpus`.
         identity: of `model_identity`.
         folder: the job's folder.
-        on_ready: called once, when the first answers have come.
-        advance: told how many prompts more are done.
+        watcher: told of progress; of readiness when the first answers have come.
 
     Raises:
         UserError: if Ray is not installed or cannot be reached, or no machine has room for an actor.
         EngineError: if the engine starts nowhere, or `settings.max_restarts` rounds left something unanswered.
     """
     with _cluster(settings):
-        job = _RayJob(settings, identity, folder, on_ready, advance)
+        job = _RayJob(settings, identity, folder, watcher)
         for first in tasks:
             job.run_wave(_wave(chain([first], tasks)))
         return job.result
@@ -173,19 +169,11 @@ def _put(table: pa.Table) -> _Block:
 
 
 class _RayJob:
-    def __init__(
-        self,
-        settings: GenerateSettings,
-        identity: str,
-        folder: Path,
-        on_ready: Callable[[], None],
-        advance: Callable[[int], None],
-    ) -> None:
+    def __init__(self, settings: GenerateSettings, identity: str, folder: Path, watcher: Watcher) -> None:
         self.settings = settings
         self.identity = identity
         self.folder = folder
-        self.on_ready = on_ready
-        self.advance = advance
+        self.watcher = watcher
         self.result = PoolResult()
         self.started_at_s = time.time()
         self.said = "the actors died; Ray's logs say why"
@@ -256,12 +244,13 @@ class _RayJob:
             return
         if not self.result.engine_ready_s:
             self.result.engine_ready_s = max(head["ready_at_s"] - self.started_at_s, 0.0)
-            self.on_ready()
-        names = [*PARTS_SCHEMA.names, "error"]
-        rows = table.select(names).to_pylist()
+            self.watcher.ready()
+        rows = table.select(PARTS_SCHEMA.names).to_pylist()
         keys = [row.pop("key") for row in rows]
-        self.result.unanswered |= write_part(self.folder, keys, [Answer(**row) for row in rows])
-        self.advance(len(keys))
+        answers = [Answer(**row) for row in rows]
+        write_part(self.folder, keys, answers)
+        self.watcher.count(Tokens.of(answers))
+        self.watcher.advance(len(keys))
 
     def _smaller(self, waiting: dict[str, _Block], *, give_up: bool) -> dict[str, _Block]:
         """Cut what failed into pieces; a prompt that failed alone is left without an answer."""
@@ -271,7 +260,7 @@ class _RayJob:
         for key, block in waiting.items():
             if block.rows == 1 and give_up:
                 self.result.unanswered[key] = self.said
-                self.advance(1)
+                self.watcher.advance(1)
                 continue
             table = ray.get(block.reference)
             size = -(-block.rows // PIECES)

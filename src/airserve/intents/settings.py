@@ -65,6 +65,8 @@ class GenerateSettings:
     """CPUs that Ray reserves for an actor (ray only)."""
     ray_gpus: float = 0
     """GPUs of an actor; 0.5 puts two on one (ray only)."""
+    ask_refused: bool = False
+    """Ask prompts again that the engine refused in an earlier run; else they stay dead letters."""
     max_restarts: int = 8
     """Failed workers are restarted this often in all, on half the chunk, to isolate a prompt that breaks the engine."""
 
