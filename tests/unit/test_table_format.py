@@ -155,6 +155,7 @@ def test_a_new_table_takes_the_old_ones_place_while_the_old_stays_open(tmp_path:
         "projection.npz",
         "report.html",
         "serving",
+        "title_vectors.npy",
         "vocabulary.parquet",
     }
 
