@@ -47,7 +47,7 @@ SOURCE = "derived:titles+company:1"
 class DeriveSettings:
     """How intents are derived."""
 
-    groups: tuple[int, ...] = (32, 320, 2000, 8000)
+    groups: tuple[int, ...] = (24, 240, 1600)
     """Nodes per level, coarse to fine; fewer where there are few items."""
     title_weight: float = 0.7
     """Weight of an item's title beside its company (1) in the space that is clustered."""

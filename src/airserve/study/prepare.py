@@ -171,6 +171,7 @@ def study_settings(*, fast: bool) -> TrainSettings:
         return TrainSettings(
             intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=2),
             rank_batch=(16, 64),
+            rank_negatives=64,
             train_history=Protocol().max_history,
             max_examples=30_000,
             last_targets=1,
