@@ -43,6 +43,10 @@ SOURCE = "derived:titles+company:1"
 """Identity of this source, as a model's name stands in a manifest."""
 
 
+MOST_TITLES = 0.03
+"""Words in a larger share of the titles (pack, ounce, set, white) name nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeriveSettings:
     """How intents are derived."""
@@ -236,10 +240,14 @@ def intents_of_items(flow_NN: Matrix, leaf_N: Array, counts_N: Array) -> Array:
 
 def _path_texts(levels: Sequence[Array], titles: Sequence[str]) -> list[tuple[str, ...]]:
     """The path of each leaf, as texts."""
+    most = MOST_TITLES if len(titles) >= 1000 else 1.0
     counter = CountVectorizer(
-        token_pattern=r"(?u)\b[a-z][a-z'-]{2,17}\b", stop_words="english", binary=True, ngram_range=(1, 1)
+        token_pattern=r"(?u)\b[a-z][a-z'-]{2,17}\b", stop_words="english", binary=True, max_df=most
     )
-    words_NT = counter.fit_transform(titles)
+    try:
+        words_NT = counter.fit_transform(titles)
+    except ValueError:  # no title has a word
+        words_NT = counter.fit_transform(["group"] * len(titles))
     words = counter.get_feature_names_out()
     paths: list[tuple[str, ...]] = [() for _ in range(int(levels[-1].max()) + 1)]
     leaf_N = levels[-1]
