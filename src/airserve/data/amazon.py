@@ -95,7 +95,7 @@ def read_amazon(folder: Path, min_events: int = 5) -> tuple[pa.Table, pa.Table]:
             ORDER BY r.user_id, time_ms, r.parent_asin
             """
         ).to_arrow_table()
-    kept = core(*(_codes(events[name]) for name in ("user_id", "parent_asin")), min_events)
+    kept = core(_codes(events["user_id"]), _codes(events["parent_asin"]), min_events)
     events = events.filter(pa.array(kept))
     if events.num_rows == 0:
         raise DataError(

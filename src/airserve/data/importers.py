@@ -100,6 +100,7 @@ def import_folder(source: Path, out: Path, *, min_events: int = 5) -> ImportRepo
         DataError: naming file, column or line, what was expected, what came and the remedy.
     """
     kind = detect_format(source)
+    filled_in: tuple[str, ...]
     if kind == "amazon":
         data, filled_in = _held_out(*read_amazon(source, min_events), source), ("action", "user_segment", "split")
     else:
