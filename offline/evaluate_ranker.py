@@ -1,6 +1,6 @@
 """Measure AIR against its baselines, controls and ablations on a behaviour log, over seeds, with intervals.
 
-    python offline/evaluate_ranker.py --data FOLDER --tables TABLES --out results.json
+    python offline/evaluate_ranker.py --data FOLDER --out results.json
 
 Every (model, seed) is trained and ranked once and kept in the cache folder, so that an interrupted study is taken up
 where it was. With --ranker it measures that one trained ranker instead, against popularity and its own base.
@@ -18,7 +18,7 @@ from airserve.data.schema import load_dataset
 from airserve.study.job import StudyJob
 from airserve.study.metrics import Bootstrap
 from airserve.study.models import MODELS
-from airserve.study.prepare import prepare, study_settings
+from airserve.study.prepare import derived_source, prepare, study_settings
 from airserve.study.protocol import Protocol
 from airserve.table.lookup import IntentTable
 from airserve.training.checkpoint import load_ranker
@@ -31,7 +31,7 @@ def main(
     *,
     data: Path = Path("artifacts/demo/data"),
     out: Path | None = None,
-    tables: Path = Path("artifacts/demo/tables"),
+    tables: Path | None = None,
     models: str = ",".join(MODELS),
     seeds: int = 5,
     first_seed: int = 0,
@@ -50,7 +50,7 @@ def main(
     Args:
         data: LLMCDSR's text files, or a folder with items.parquet and behaviours.parquet.
         out: the JSON file to write; artifacts/study/results.json when left out.
-        tables: folder made by offline/build_tables.py.
+        tables: folder made by offline/build_tables.py; when left out, intents are derived from titles and behaviour.
         models: names, separated by commas; what a model starts from is added.
         seeds: how many trainings of each model.
         first_seed: the first of them.
@@ -67,7 +67,7 @@ def main(
     torch.set_num_threads(threads)
     if ranker is not None:
         settings = replace(EvaluationSettings(), seed=first_seed, draws=draws, users=max_users)
-        return measure_one(ranker, data, tables, settings)
+        return measure_one(ranker, data, tables or data.parent / "tables", settings)
     job = StudyJob(
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         seeds=tuple(range(first_seed, first_seed + seeds)),
@@ -78,8 +78,9 @@ def main(
     )
     protocol = Protocol(draws=draws, max_users=max_users)
     train = study_settings(fast=fast)
-    study = prepare(data, tables, cache, train=train, protocol=protocol, learn_from_held_out=learn_from_held_out)
-    return job.run(study, tables)
+    source = tables or derived_source(cache)
+    study = prepare(data, source, cache, train=train, protocol=protocol, learn_from_held_out=learn_from_held_out)
+    return job.run(study, tables or cache / "tables")
 
 
 def measure_one(ranker: Path, data: Path, tables: Path, settings: EvaluationSettings) -> dict[str, object]:

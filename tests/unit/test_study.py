@@ -269,9 +269,9 @@ def test_every_model_finishes_and_air_beats_popularity_where_themes_decide(
     assert report["slices"]["all"]["air_minus"]["sasrec_id"]["hr10"]["seeds"] == 2
 
 
-def test_the_control_without_intents_has_as_many_parameters_as_air(finished: tuple[Results, Path]) -> None:
+def test_the_control_without_intents_has_no_fewer_parameters_than_air(finished: tuple[Results, Path]) -> None:
     sizes = {name: finished[0][name][0].report["parameters"] for name in ("air", "no_intents", "air_neither")}
-    assert len(set(sizes.values())) == 1, sizes
+    assert sizes["no_intents"] >= sizes["air"] == sizes["air_neither"], sizes
 
 
 def test_finished_runs_are_not_repeated(study: Study, finished: tuple[Results, Path]) -> None:

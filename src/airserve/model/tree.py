@@ -18,6 +18,9 @@ from airserve import contract
 
 SECONDS_PER_DAY = 86400.0
 START_HALF_LIFE_DAYS = 14.0
+DECAY_PACE = 10.0
+"""The decay moves this much faster in training than other parameters: it starts where a log of weeks would have it, and
+may have to go a long way."""
 START_ACTION_WEIGHTS = {"view": 0.5, "like": 1.0, "click": 1.0, "cart": 1.5, "order": 2.0}
 """Where training starts from; the weights are learned."""
 
@@ -87,7 +90,7 @@ class TreeWeights(nn.Module):
         self.merged = merged
         start = [START_ACTION_WEIGHTS.get(contract.ACTION_NAMES.get(n, ""), 1.0) for n in range(contract.N_ACTIONS)]
         self.raw_action_A = nn.Parameter(torch.tensor([inverse_softplus(weight) for weight in start]))
-        self.raw_decay = nn.Parameter(torch.tensor(inverse_softplus(math.log(2) / START_HALF_LIFE_DAYS)))
+        self.raw_decay = nn.Parameter(torch.tensor(inverse_softplus(math.log(2) / START_HALF_LIFE_DAYS) / DECAY_PACE))
 
     def action_weights(self) -> Tensor:
         """Weight of each action number, >= 0, float32 [N_ACTIONS]; padding weighs nothing."""
@@ -97,7 +100,7 @@ class TreeWeights(nn.Module):
 
     def decay_per_day(self) -> Tensor:
         """Lambda, per day, >= 0."""
-        return nn.functional.softplus(self.raw_decay)
+        return nn.functional.softplus(self.raw_decay * DECAY_PACE)
 
     def freshness(self, ages_s_BL: Tensor) -> Tensor:
         """exp(-lambda * age), float32 [B, L], for ages in seconds."""

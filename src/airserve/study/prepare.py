@@ -18,6 +18,7 @@ from airserve import contract
 from airserve.data.importers import import_folder
 from airserve.data.schema import BEHAVIOURS_FILE, ITEMS_FILE, Dataset, load_dataset, write_parquet
 from airserve.errors import ArtifactError
+from airserve.intents.derived import SOURCE, DeriveSettings, derive_folder
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
 from airserve.study.models import Study
@@ -74,6 +75,13 @@ def title_vectors(tables: Path, items: Any, cache: Path | None) -> npt.NDArray[n
             str(path), expected=f"{count} rows (the items)", got=str(len(vectors)), remedy="build the tables again"
         )
     return vectors
+
+
+def derived_source(work: Path) -> tuple[str, IntentSource]:
+    """Intents without a language model, see `airserve.intents.derived`."""
+    settings = DeriveSettings()
+    cache = work / "embeddings"
+    return f"{SOURCE} {settings}", lambda data, out: derive_folder(data, out, settings, cache)
 
 
 IntentSource = Callable[[Path, Path], Any]
@@ -160,7 +168,15 @@ def prepare(
 def study_settings(*, fast: bool) -> TrainSettings:
     """How the study's models are trained; `fast` is a toy for tests, whose figures mean nothing."""
     if not fast:
-        return TrainSettings()
+        return TrainSettings(
+            intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=2),
+            rank_batch=(16, 64),
+            rank_negatives=64,
+            train_history=Protocol().max_history,
+            max_examples=30_000,
+            last_targets=1,
+            valid_as_popular_as_training=True,
+        )
     return TrainSettings(
         ranker=RankerSettings(sequence=SequenceSettings(width=16, blocks=1, window=16), hidden=16),
         sequence_fit=FitSettings(learning_rate=5e-3, epochs=2),

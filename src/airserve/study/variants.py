@@ -23,7 +23,8 @@ Array = npt.NDArray[Any]
 def with_shuffled_intents(table: IntentTable, titles_NE: Array, seed: int) -> IntentTable:
     """Every item that has intents gets another such item's; vocabulary, coverage and sizes stay.
 
-    Where the table's item vectors hold the items' intents beside their titles, they are made again of the wrong ones.
+    Where the table's item vectors hold the items' intents beside their titles, they are made again of the wrong ones;
+    where the source has a space of its own, an item's vector becomes that of its wrong leaf.
 
     Args:
         table: the true one.
@@ -41,9 +42,14 @@ def with_shuffled_intents(table: IntentTable, titles_NE: Array, seed: int) -> In
     wrong = atomic.shuffled(true, seed)
     vectors_NE = arrays.item_vectors
     if not np.allclose(vectors_NE, titles_NE, atol=1e-6):
-        default_paths = wrong.item_paths[contract.FIRST_ITEM_ROW :]
-        titles = np.asarray(titles_NE[contract.FIRST_ITEM_ROW :])
-        vectors_NE = item_table(titles, np.asarray(arrays.node_vectors), default_paths, wrong.leaf_of_path())
+        titles, nodes_VE = np.asarray(titles_NE[contract.FIRST_ITEM_ROW :]), np.asarray(arrays.node_vectors)
+        leaf_of_path = wrong.leaf_of_path()
+        of_texts = item_table(titles, nodes_VE, true.item_paths[contract.FIRST_ITEM_ROW :], leaf_of_path)
+        if np.allclose(vectors_NE, of_texts, atol=1e-4):
+            vectors_NE = item_table(titles, nodes_VE, wrong.item_paths[contract.FIRST_ITEM_ROW :], leaf_of_path)
+        else:
+            leaves = np.append(leaf_of_path, contract.PAD_NODE)[wrong.item_paths[:, 0]]
+            vectors_NE = nodes_VE[leaves]
     return _like(
         table,
         replace(arrays, kind_paths=wrong.kind_paths, item_paths=wrong.item_paths, item_vectors=vectors_NE),

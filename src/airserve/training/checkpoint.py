@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -38,8 +39,17 @@ def new_ranker(table: IntentTable, settings: RankerSettings, base_vectors_NE: Te
         torch.from_numpy(np.array(table.node_vectors)),
         torch.from_numpy(levels_V),
         settings,
+        torch.from_numpy(item_nodes(table)),
         base_vectors_NE,
     )
+
+
+def item_nodes(table: IntentTable) -> npt.NDArray[np.int32]:
+    """Nodes of each item's default paths, int32 [N + 2, P * D], 0 where none."""
+    paths_PD = np.concatenate([table.arrays.paths, np.zeros((1, contract.MAX_DEPTH), dtype=np.int32)])
+    # -1, no path, takes the row of zeros at the end.
+    nodes: npt.NDArray[np.int32] = paths_PD[table.arrays.item_paths].reshape(len(table.arrays.item_paths), -1)
+    return nodes
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
