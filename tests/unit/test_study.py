@@ -17,16 +17,19 @@ import pytest
 import torch
 
 from airserve import contract
-from airserve.data.schema import write_parquet
+from airserve.data.importers import import_folder
+from airserve.data.schema import load_dataset, write_parquet
 from airserve.errors import DataError, UserError
 from airserve.study import metrics
 from airserve.study.cache import Run, source_digest
 from airserve.study.metrics import Bootstrap
 from airserve.study.models import MODELS, Study
+from airserve.study.plots import write_figures
 from airserve.study.prepare import prepare, study_settings, without_held_out_histories
 from airserve.study.protocol import Protocol, Ranks, rivals
 from airserve.study.report import results_json
 from airserve.study.run import Results, Runner, run_study, with_bases
+from airserve.study.truth import compare_with_truth
 from airserve.study.variants import with_items_for_intents, with_shuffled_intents
 from airserve.table.build import BuildSettings, build_tables
 from airserve.training.baselines import Recency, cosine_neighbours
@@ -98,8 +101,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             "raw": [""] * count,
         }
     )
-    from airserve.data.importers import import_folder
-
     import_folder(folder / "raw", folder / "data")
     write_parquet(answers, folder / "intents" / "answers.parquet")
     settings = BuildSettings(data=folder / "data", intents=folder / "intents", out=folder / "tables", cache=None)
@@ -346,6 +347,71 @@ def test_data_without_test_targets_is_refused(study: Study) -> None:
     log = replace(study.log, splits=np.zeros_like(study.log.splits))
     with pytest.raises(DataError, match="mark the last event"):
         replace(study.test, log=log)
+
+
+def test_intents_are_made_without_any_held_out_event(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def source(data: Path, intents: Path) -> None:
+        seen.append(data)
+        intents.mkdir(parents=True)
+        (intents / "answers.parquet").write_bytes((folders[1].parent / "intents" / "answers.parquet").read_bytes())
+
+    def make(learn: bool) -> Study:
+        work, train = tmp_path / str(learn), study_settings(fast=True)
+        return prepare(folders[0], ("themes", source), work, train=train, protocol=FEW, learn_from_held_out=learn)
+
+    # The bundled embedder reads the titles here: these tables are real ones.
+    for learn in (False, True):
+        study = make(learn)
+        visible, whole = load_dataset(seen[-1]), load_dataset(seen[-1].parent / "data")
+        assert visible.items.num_rows == whole.items.num_rows
+        assert set(visible.behaviours["split"].to_pylist()) == {"train"}
+        held_out = {row["user_id"] for row in whole.behaviours.to_pylist() if row["split"] != "train"}
+        assert bool(held_out & set(visible.behaviours["user_id"].to_pylist())) == learn
+        assert visible.behaviours.num_rows == int((study.log.splits == 0).sum())
+    make(True)
+    assert len(seen) == 2, "nothing has changed: the tables are kept"
+
+
+def test_the_truth_is_found_where_intents_are_the_truth(
+    study: Study, finished: tuple[Results, Path], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    count = N_FOOD + N_KITCHEN
+    truth = pa.table(
+        {
+            "item_id": pa.array(range(count), pa.int64()),
+            "leaf": [f"things > theme{theme(i)} things" for i in range(count)],
+        }
+    )
+    write_parquet(truth, tmp_path / "truth.parquet")
+    (found,) = compare_with_truth(study, Runner(study, finished[1]), [0], tmp_path / "truth.parquet", folders[1])
+    assert found["targets"] == len(study.test.targets)
+    assert found["reachable"] == 1.0, "users stay with their theme"
+    assert found["target_chain"] == 1.0
+    with pytest.raises(DataError, match="leave --truth out"):
+        compare_with_truth(study, Runner(study, finished[1]), [0], folders[0] / "items.tsv", folders[1])
+
+
+def test_figures_and_table_are_drawn_from_the_json_alone_and_the_same_each_time(
+    study: Study, finished: tuple[Results, Path], tmp_path: Path
+) -> None:
+    report = json.loads(json.dumps(results_json(study, finished[0], Bootstrap(resamples=200), minutes=1.0)))
+    files = write_figures(report, tmp_path / "a")
+    assert set(files) == {"models.svg", "differences.svg", "slices.svg", "training.svg", "README.md"}
+    assert write_figures(report, tmp_path / "b") == files
+    for name in files:
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes()
+        assert len(content) < 100_000, name
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert all(model.label in text for model in MODELS.values())
+
+
+def test_a_study_without_air_has_figures_too(study: Study, tmp_path: Path) -> None:
+    results = run_study(study, ["popularity"], [0], tmp_path / "runs", lambda results: None)
+    files = write_figures(results_json(study, results, Bootstrap(resamples=50), minutes=0.0), tmp_path)
+    assert files == ["models.svg", "README.md"]
 
 
 @pytest.mark.slow

@@ -49,7 +49,13 @@ def label(results: Results, model: str) -> str:
 
 def _style(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Any]]:
     plt.rcParams.update(
-        {"svg.hashsalt": "airserve", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "svg.hashsalt": "airserve",
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     )
     figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
     return figure, list(axes[0])

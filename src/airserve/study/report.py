@@ -94,6 +94,9 @@ def results_json(study: Study, results: Results, bootstrap: Bootstrap, minutes: 
         "settings": asdict(study.train),
         "provenance": provenance(),
         "minutes": round(minutes, 1),
+        "training_minutes": round(
+            sum(run.report["train_seconds"] for runs in results.values() for run in runs.values()) / 60, 1
+        ),
         "models": {
             name: {
                 "label": MODELS[name].label,
@@ -137,4 +140,4 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
         if name.startswith("domain:")
     }
     seeds = {name: len(model["runs"]) for name, model in report["models"].items()}
-    return {"hr10_ndcg10": by_domain, "runs": seeds, "minutes": report["minutes"]}
+    return {"hr10_ndcg10": by_domain, "runs": seeds} | {name: report[name] for name in ("minutes", "training_minutes")}
