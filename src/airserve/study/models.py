@@ -61,6 +61,8 @@ class Study:
     log: Log
     train: TrainSettings = field(default_factory=TrainSettings)
     protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
+    source: str = "given tables"
+    """What made the intents."""
 
     @cached_property
     def task(self) -> Task:

@@ -21,6 +21,7 @@ from airserve.training.stages import AIR
 
 Results = Mapping[str, Any]
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#D55E00", "#0072B2", "#009E73"
+LINE_COLOURS = (OTHER_COLOUR, SECOND_COLOUR, "#56B4E9", "#CC79A7", "#E69F00", "#000000")
 TITLES = {
     **{f"{kind}{cut}": f"{kind.upper()}@{cut}" for kind in ("hr", "ndcg") for cut in (1, 5, 10)},
     "full_hr10": "HR@10, whole catalogue",
@@ -47,7 +48,7 @@ def label(results: Results, model: str) -> str:
     return str(results["models"][model]["label"])
 
 
-def _style(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Any]]:
+def _style(width: float, height: float, columns: int = 1, *, sharey: bool = False) -> tuple[Figure, list[Any]]:
     plt.rcParams.update(
         {
             "svg.hashsalt": "airserve",
@@ -57,7 +58,7 @@ def _style(width: float, height: float, columns: int = 1) -> tuple[Figure, list[
             "axes.spines.right": False,
         }
     )
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, sharey=sharey, layout="constrained")
     return figure, list(axes[0])
 
 
@@ -77,7 +78,7 @@ def plot_models(results: Results, path: Path) -> None:
     """HR@10 and NDCG@10 of every model with 95 % intervals, a panel a domain."""
     parts = domains(results)
     models = list(results["models"])
-    figure, panels = _style(4.6 * len(parts), 0.42 * len(models) + 1.2, len(parts))
+    figure, panels = _style(4.2 * len(parts), 0.36 * len(models) + 1.3, len(parts), sharey=True)
     for panel, part in zip(panels, parts, strict=True):
         for place, model in enumerate(models):
             for metric, marker, shift, colour in (
@@ -92,11 +93,11 @@ def plot_models(results: Results, path: Path) -> None:
                     label=TITLES[metric] if model == models[0] else None,
                 )  # fmt: skip
         panel.set_yticks(range(len(models)), [label(results, model) for model in models])
-        panel.invert_yaxis()
+        panel.set_ylim(len(models) - 0.5, -0.5)
         panel.set_xlim(left=0)
         panel.grid(axis="x", alpha=0.3)
         panel.set_title(f"{slice_title(part)} ({results['slices'][part]['users']} targets)")
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     _save(figure, path)
 
 
@@ -104,7 +105,7 @@ def plot_differences(results: Results, path: Path) -> None:
     """AIR minus every other model, paired, in points, a panel a domain."""
     parts = domains(results)
     others = [model for model in results["models"] if model != AIR]
-    figure, panels = _style(4.6 * len(parts), 0.42 * len(others) + 1.2, len(parts))
+    figure, panels = _style(4.2 * len(parts), 0.36 * len(others) + 1.3, len(parts), sharey=True)
     for panel, part in zip(panels, parts, strict=True):
         for place, model in enumerate(others):
             for metric, marker, shift, colour in (
@@ -123,11 +124,11 @@ def plot_differences(results: Results, path: Path) -> None:
         ticks = [-4, -2, 0, 2, 4, 10, 40]
         panel.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
         panel.set_yticks(range(len(others)), [label(results, model) for model in others])
-        panel.invert_yaxis()
+        panel.set_ylim(len(others) - 0.5, -0.5)
         panel.grid(axis="x", alpha=0.3)
-        panel.set_xlabel("AIR minus the model, points (logarithmic beyond 4)")
+        panel.set_xlabel("points of AIR over it (log scale beyond 4)")
         panel.set_title(slice_title(part))
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     _save(figure, path)
 
 
@@ -157,7 +158,7 @@ def plot_slices(results: Results, path: Path) -> None:
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_xlim(left=0)
     panels[0].set_xlabel("HR@10")
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     panels[1].axvline(0, color="black", linewidth=0.8)
     panels[1].set_xlabel("AIR over its base, HR@10, relative %")
     _save(figure, path)
@@ -169,7 +170,6 @@ def plot_training(results: Results, path: Path) -> None:
     towers = [name for name in trained if not results["models"][name]["base"]]
     groups = [group for group in (towers, [name for name in trained if name not in towers]) if group]
     figure, panels = _style(4.8 * len(groups), 3.2, len(groups))
-    colours = plt.get_cmap("tab10")
     for panel, group in zip(panels, groups, strict=True):
         for number, name in enumerate(group):
             for run in results["models"][name]["runs"]:
@@ -177,13 +177,14 @@ def plot_training(results: Results, path: Path) -> None:
                 panel.plot(
                     [epoch for epoch, _, _ in curve],
                     [measured for _, _, measured in curve],
-                    color=OURS_COLOUR if name == AIR else colours(number),
+                    color=OURS_COLOUR if name == AIR else LINE_COLOURS[number % len(LINE_COLOURS)],
                     alpha=0.8,
                     marker=".",
                     linewidth=1,
                     label=label(results, name) if run is results["models"][name]["runs"][0] else None,
                 )
         panel.set_xlabel("epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     panels[0].set_ylabel("NDCG@10 on valid")
@@ -216,7 +217,7 @@ def markdown(results: Results) -> str:
         "",
         f"{data['items']:,} items, {data['users']:,} users, {data['training_events']:,} events learned from, "
         f"{data['test_targets']} test targets. {results['protocol']['draws']} draws of "
-        f"{results['protocol']['negatives']} negatives. Commit {made['commit'][:12]}"
+        f"{results['protocol']['negatives']} negatives. Intents: {data['intents']}. Commit {made['commit'][:12]}"
         f"{' with uncommitted changes' if made['uncommitted_changes'] else ''}, torch {made['packages']['torch']}, "
         f"{made['cpu']}.",
         "",

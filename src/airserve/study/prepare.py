@@ -152,6 +152,7 @@ def prepare(
     report = import_folder(data, work / "data")
     logger.info("%s: %d items, %d events, %d test targets", data, report.items, report.behaviours, report.test)
     dataset = load_dataset(work / "data")
+    source = "given tables" if isinstance(tables, Path) else tables[0]
     if not isinstance(tables, Path):
         write_visible(dataset, work / "visible", learn_from_held_out=learn_from_held_out)
         tables = make_tables(work / "visible", work, tables[1], tables[0])
@@ -160,7 +161,7 @@ def prepare(
     log = make_log(dataset.items, dataset.behaviours, table)
     if not learn_from_held_out:
         log = without_held_out_histories(log)
-    study = Study(table=table, titles_NE=titles_NE, log=log, train=train, protocol=protocol)
+    study = Study(table=table, titles_NE=titles_NE, log=log, train=train, protocol=protocol, source=source)
     logger.info("%d test targets, %d valid targets", len(study.test.targets), len(study.valid.targets))
     return study
 

@@ -86,6 +86,7 @@ def results_json(study: Study, results: Results, bootstrap: Bootstrap, minutes: 
             "training_events": int((log.splits == 0).sum()),
             "test_targets": len(test.targets),
             "valid_targets": len(study.valid.targets),
+            "intents": study.source,
             "digest": study.data_digest,
             "table_digest": study.table_digest,
         },
