@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,38 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(server, tmp_path):
     run(server, data, tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".*.parquet.*")), "unfinished files are left"
     assert len(set(server.asked)) == len(pq.read_table(tmp_path / "out" / "answers.parquet"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 96 KiB, and how to make it larger."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = mount("size=96k") if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"no file system can be mounted here ({done.stderr.strip() if done else 'no mount'}); run as root")
+    yield place, lambda: mount("remount,size=16m")
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_for_real_stops_the_job_and_with_room_it_goes_on(server, small_disk, tmp_path):
+    disk, enlarge = small_disk
+    data = write_data(tmp_path / "data", [f"thing number {at} {random.Random(at).random()}" for at in range(ITEMS)])
+    _, err = run(server, data, disk / "out", status=2)
+    assert "room for the answers" in err
+    assert "Traceback" not in err
+    assert list((disk / "out" / "parts").glob("[0-9a-f]*.parquet")), "it was full before the first part"
+    assert enlarge().returncode == 0
+    asked = len(server.asked)
+    run(server, data, disk / "out")
+    assert len(server.asked) - asked < ITEMS
+    run(server, data, tmp_path / "roomy")
+    assert outputs(disk / "out") == outputs(tmp_path / "roomy")
 
 
 def test_a_plan_prices_the_run_and_writes_nothing(server, tmp_path):
