@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -291,6 +292,34 @@ def test_a_disk_that_is_full_for_real_stops_the_job_and_with_room_it_goes_on(ser
     assert len(server.asked) - asked < ITEMS
     run(server, data, tmp_path / "roomy")
     assert outputs(disk / "out") == outputs(tmp_path / "roomy")
+
+
+@pytest.mark.parametrize(
+    ("items", "log", "words"),
+    [
+        (
+            {"item_id": ["B00X", "B00Y"]},
+            {},
+            ["items.parquet, column item_id", "int64", "VARCHAR", "convert the column"],
+        ),
+        ({"title": None}, {}, ["items.parquet, column title", "expected a column of string", "add it"]),
+        ({}, {"action": ["view", "bought"]}, ["behaviours.parquet, column action", "'bought'", "view, like, click"]),
+        ({}, {"user_segment": [0, None]}, ["behaviours.parquet, column user_segment", "1 nulls", "fill them"]),
+    ],
+)
+def test_one_command_on_a_users_own_parquet_says_in_one_line_what_is_wrong_with_a_column(
+    server, tmp_path, items, log, words
+):
+    items = {"item_id": [1, 2], "title": ["cat tree", "tent"], **items}
+    log = {"item_id": [1, 2], "action": ["view", "order"], **log}
+    for name, columns in (("items", items), ("behaviours", log)):
+        pq.write_table(
+            pa.table({key: column for key, column in columns.items() if column}), tmp_path / f"{name}.parquet"
+        )
+    _, err = run(server, tmp_path, tmp_path / "out", status=2)
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert not server.asked
 
 
 def test_a_plan_prices_the_run_and_writes_nothing(server, tmp_path):
