@@ -28,6 +28,8 @@ RANKER_MODEL = "intent_ranker"
 
 # Bounds.
 MAX_BATCH = 32
+MAX_DRAINED = 1024
+"""Requests that a Python model takes from Triton's queue at once; see `airserve/triton/admission.py`."""
 MAX_BEHAVIOURS = 1024
 MAX_CANDIDATES = 1024
 MAX_CHAINS = 256

@@ -15,7 +15,15 @@ from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, UserError
 from airserve.triton.config import DEFAULT_VARIANT, TARGETS, ServingSettings, Target, all_configs, executing_model
-from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
+from airserve.triton.config_names import (
+    FUSED_SOURCE,
+    ONNX_FILE,
+    PLAN_FILE,
+    QUEUE_SIZE,
+    QUEUE_TIMEOUT_US,
+    TABLE_FOLDER,
+    WARMUP_FOLDER,
+)
 from airserve.triton.repository import RepositorySource, write_repository, write_static
 
 STEPWISE = ServingSettings(variant="stepwise")
@@ -76,7 +84,8 @@ def test_a_config_parses_back_to_the_contract(target: Target, model: str) -> Non
     config = configs(target)[model]
     inputs, outputs = SIGNATURES[model]
     assert config.name == model
-    assert config.max_batch_size == contract.MAX_BATCH > 0
+    drains = config.backend == "python"
+    assert config.max_batch_size == (contract.MAX_DRAINED if drains else contract.MAX_BATCH)
     assert signature(config.input) == expected_signature(inputs)
     assert signature(config.output) == expected_signature(outputs)
     assert config.parameters["contract_version"].string_value == str(contract.CONTRACT_VERSION)
@@ -219,10 +228,11 @@ def test_every_queue_is_bounded_and_every_executed_model_warms_up(tmp_path: Path
     for name, config in configs("embedded", settings).items():
         if config.platform == "ensemble":
             continue
-        policy = config.dynamic_batching.default_queue_policy
-        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
-        assert policy.default_timeout_microseconds == settings.queue_timeout_us
-        assert policy.max_queue_size == settings.max_queue_size
+        assert config.HasField("dynamic_batching")
+        # A bound of Triton's own would bring the stalls that airserve/triton/admission.py tells of.
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+        assert config.parameters[QUEUE_SIZE].string_value == str(settings.max_queue_size)
+        assert config.parameters[QUEUE_TIMEOUT_US].string_value == str(settings.queue_timeout_us)
         assert len(config.model_warmup) > 0
         for warmup in config.model_warmup:
             assert set(warmup.inputs) == {tensor.name for tensor in config.input}
@@ -231,6 +241,14 @@ def test_every_queue_is_bounded_and_every_executed_model_warms_up(tmp_path: Path
                     file = tmp_path / name / WARMUP_FOLDER / tensor.input_data_file
                     size = {pb.TYPE_INT64: 8, pb.TYPE_INT32: 4, pb.TYPE_FP32: 4}[tensor.data_type]
                     assert file.stat().st_size == size * math.prod(tensor.dims)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_a_compiled_ranker_leaves_the_bound_of_its_queue_to_triton(target: Target) -> None:
+    policy = configs(target)[contract.RANKER_MODEL].dynamic_batching.default_queue_policy
+    assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+    assert policy.default_timeout_microseconds == STEPWISE.queue_timeout_us
+    assert policy.max_queue_size == STEPWISE.max_queue_size
 
 
 def test_a_fused_repository_holds_table_and_graph_beside_each_other(tmp_path: Path) -> None:

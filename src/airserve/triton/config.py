@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
+from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US
 from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
@@ -39,10 +39,10 @@ class ServingSettings:
     """`stepwise` or `fused` (`embedded` only); the target's default when None."""
     max_queue_delay_us: int = 0
     """How long a step waits for more requests to batch, microseconds. At 0 a batch is what came during the last one."""
-    max_queue_size: int = 64
-    """Requests that wait in front of the first step; more are refused as UNAVAILABLE."""
-    queue_timeout_us: int = 500_000
-    """A request that waited this long in a queue is refused as UNAVAILABLE, microseconds."""
+    max_queue_size: int = 256
+    """Requests that wait in front of a step and are answered; more are refused as UNAVAILABLE."""
+    queue_timeout_us: int = 250_000
+    """Microseconds of work that may wait in front of a step; what is beyond is refused as UNAVAILABLE."""
     lookup_instances: int = 1
     """Processes that run the lookup."""
     ranker_instances: int = 1
@@ -92,20 +92,29 @@ def _add_tensors(config: Any, inputs: Iterable[TensorSpec], outputs: Iterable[Te
         config.output.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims)
 
 
-def _new(name: str) -> Any:
-    config = pb.ModelConfig(name=name, max_batch_size=contract.MAX_BATCH)
+def _new(name: str, max_batch_size: int = contract.MAX_BATCH) -> Any:
+    config = pb.ModelConfig(name=name, max_batch_size=max_batch_size)
     config.parameters["contract_version"].string_value = str(contract.CONTRACT_VERSION)
     return config
 
 
-def _batching(config: Any, settings: ServingSettings, *, max_queue_size: int) -> None:
-    """Dynamic batching with a queue that is bounded in time, and in size unless that is 0."""
+def _python_model(config: Any, settings: ServingSettings, instances: int) -> None:
+    """Backend, instances, and a queue that the model itself bounds (`airserve/triton/admission.py` says why)."""
+    config.backend = "python"
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    config.parameters[QUEUE_SIZE].string_value = str(settings.max_queue_size)
+    config.parameters[QUEUE_TIMEOUT_US].string_value = str(settings.queue_timeout_us)
+
+
+def _bounded_queue(config: Any, settings: ServingSettings) -> None:
+    """Dynamic batching in front of a compiled backend, whose queue only Triton can bound."""
     config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
     policy = config.dynamic_batching.default_queue_policy
     policy.timeout_action = pb.ModelQueuePolicy.REJECT
     policy.default_timeout_microseconds = settings.queue_timeout_us
     policy.allow_timeout_override = True
-    policy.max_queue_size = max_queue_size
+    policy.max_queue_size = settings.max_queue_size
 
 
 def _warm_up_with_files(config: Any) -> None:
@@ -139,39 +148,33 @@ def _warm_up_with_zeros(config: Any) -> None:
 
 def fused_config(settings: ServingSettings) -> Any:
     """The public model as one Python model: lookup and graph in one process."""
-    config = _new(contract.ENSEMBLE_MODEL)
-    config.backend = "python"
+    config = _new(contract.ENSEMBLE_MODEL, contract.MAX_DRAINED)
     _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=True)
     config.parameters["threads"].string_value = str(settings.ranker_threads)
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.ranker_instances)
-    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    _python_model(config, settings, settings.ranker_instances)
     _warm_up_with_files(config)
     return config
 
 
 def lookup_config(settings: ServingSettings) -> Any:
     """`intent_lookup`: item ids to the rows, nodes and chains of the request's intent tree."""
-    config = _new(contract.LOOKUP_MODEL)
-    config.backend = "python"
+    config = _new(contract.LOOKUP_MODEL, contract.MAX_DRAINED)
     _add_tensors(config, contract.REQUEST, contract.LOOKUP_OUTPUTS, ragged=True)
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.lookup_instances)
-    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    _python_model(config, settings, settings.lookup_instances)
     _warm_up_with_files(config)
     return config
 
 
 def ranker_config(target: Target, settings: ServingSettings) -> Any:
     """`intent_ranker`: tree weights, target-aware retrieval, composition and score."""
-    config = _new(contract.RANKER_MODEL)
-    ragged = target == "embedded"
-    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=ragged)
-    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    config = _new(contract.RANKER_MODEL, contract.MAX_DRAINED if target == "embedded" else contract.MAX_BATCH)
+    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=target == "embedded")
     _warm_up_with_zeros(config)
     if target == "embedded":
-        config.backend = "python"
         config.parameters["threads"].string_value = str(settings.ranker_threads)
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.ranker_instances)
+        _python_model(config, settings, settings.ranker_instances)
         return config
+    _bounded_queue(config, settings)
     config.backend = target
     config.default_model_filename = PLAN_FILE if target == "tensorrt" else ONNX_FILE
     config.instance_group.add(

@@ -1,4 +1,4 @@
-"""File names inside a model version; standard library only, so that Triton's Python models can import it."""
+"""Names of files inside a model version and of model parameters; standard library only, for Triton's Python models."""
 
 ONNX_FILE = "ranker.onnx"
 FP16_FILE = "ranker.fp16.onnx"
@@ -8,3 +8,6 @@ TABLE_FOLDER = "table"
 WARMUP_FOLDER = "warmup"
 FUSED_SOURCE = "intent_fused"
 """The Python model that does both steps in one process."""
+QUEUE_SIZE = "max_queue_size"
+QUEUE_TIMEOUT_US = "queue_timeout_us"
+"""Parameters of the Python models; see `airserve/triton/admission.py`."""

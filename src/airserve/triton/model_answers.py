@@ -1,0 +1,41 @@
+"""What the Python models share: their parameters, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from airserve.triton.admission import Admission
+from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US, TABLE_FOLDER
+from airserve.triton.model_metrics import ModelMetrics
+
+
+def parameters_of(args: dict[str, str]) -> dict[str, str]:
+    """A model's parameters, from what Triton hands to `initialize`."""
+    return {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
+
+
+def admission_of(parameters: dict[str, str]) -> Admission:
+    """The bound of a model's queue, as configured."""
+    return Admission(max_requests=int(parameters[QUEUE_SIZE]), budget_s=int(parameters[QUEUE_TIMEOUT_US]) / 1e6)
+
+
+def published_s(folder: str) -> float:
+    """When the table beside a model's version was written, Unix time."""
+    return os.stat(os.path.join(folder, TABLE_FOLDER, "manifest.json")).st_mtime
+
+
+def refusal(message: str, code: int | None = None) -> Any:
+    """A response that carries an error."""
+    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
+    return pb_utils.InferenceResponse(error=error)
+
+
+def refuse_from(responses: list[Any], first: int, admission: Admission, metrics: ModelMetrics) -> None:
+    """Answer all requests of a batch from number `first` on with UNAVAILABLE."""
+    metrics.count_refusal("queue", len(responses) - first)
+    for at in range(first, len(responses)):
+        responses[at] = refusal(admission.refusal(), pb_utils.TritonError.UNAVAILABLE)
