@@ -214,7 +214,30 @@ def validate_request(tensors: Mapping[str, npt.NDArray[Any]]) -> None:
             str(candidates.shape[1]),
             "split the list" if candidates.shape[1] else "send at least one candidate",
         )
-    _check_values(items, actions, ages_s, segment, candidates)
+    if not _is_plainly_sound(items, actions, ages_s, segment, candidates):
+        _check_values(items, actions, ages_s, segment, candidates)
+
+
+def _is_plainly_sound(
+    items: npt.NDArray[Any],
+    actions: npt.NDArray[Any],
+    ages_s: npt.NDArray[Any],
+    segment: npt.NDArray[Any],
+    candidates: npt.NDArray[Any],
+) -> bool:
+    """Whether there is no padding and no bad value: a few reductions, which most requests pass.
+
+    A comparison with NaN is false, so a NaN age is never plainly sound.
+    """
+    if items.size and not (
+        np.minimum.reduce(items, axis=None) > PAD_ITEM
+        and np.minimum.reduce(actions, axis=None) > PAD_ACTION
+        and np.maximum.reduce(actions, axis=None) < N_ACTIONS
+        and np.minimum.reduce(ages_s, axis=None) >= 0
+        and np.maximum.reduce(ages_s, axis=None) < np.inf
+    ):
+        return False
+    return bool(np.minimum.reduce(candidates, axis=None) > PAD_ITEM and np.minimum.reduce(segment, axis=None) >= 0)
 
 
 def _check_values(

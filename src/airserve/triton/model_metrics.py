@@ -35,9 +35,10 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
 Key = tuple[str, str, str]
 
 
-def labels_of(bounds: tuple[float, ...]) -> list[str]:
-    """The `le` labels of a histogram, `+Inf` last."""
-    return [*(f"{bound:g}" for bound in bounds), "+Inf"]
+_BUCKET_KEYS: dict[str, tuple[Key, ...]] = {
+    name: tuple((f"{name}_bucket", "le", label) for label in (*(f"{bound:g}" for bound in bounds), "+Inf"))
+    for name, (_, bounds) in HISTOGRAMS.items()
+}
 
 
 class ModelMetrics:
@@ -78,8 +79,8 @@ class ModelMetrics:
     def _observe(self, name: str, value: float, times: int = 1) -> None:
         bounds = HISTOGRAMS[name][1]
         with self._lock:
-            for label in labels_of(bounds)[bisect_left(bounds, value) :]:
-                self._pending[f"{name}_bucket", "le", label] += times
+            for key in _BUCKET_KEYS[name][bisect_left(bounds, value) :]:
+                self._pending[key] += times
             self._pending[f"{name}_count", "", ""] += times
             self._pending[f"{name}_sum", "", ""] += times * value
 

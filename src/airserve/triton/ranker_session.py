@@ -94,6 +94,9 @@ class RankerSession:
         Returns:
             For each call, the wanted tensors in its own sizes, contiguous.
         """
+        if len(parts) == 1 and parts[0][contract.BEHAVIOUR_AGES_S.name].shape[1]:
+            results = self.session.run(list(wanted), dict(parts[0]))
+            return [dict(zip(wanted, results, strict=True))]
         answers: list[dict[str, Array]] = [{} for _ in parts]
         for group in group_by_size([extent_of(part) for part in parts]):
             # Also a single call: an empty history has no ages, while its lookup has one padded row.
