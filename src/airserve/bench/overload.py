@@ -1,7 +1,8 @@
 """What a server does when far more is asked than it can answer.
 
 Peak: what the same generator gets in a closed loop just before and just after. Goodput: calls answered with OK within
-the deadline, per second, while `factor` times the peak is offered in an open loop. Calls themselves may take
+the deadline, per second, while `factor` times the peak is offered in an open loop; answers that come after the last
+call was sent do not count. Calls themselves may take
 `watchdog_s`: one that is not answered by then hangs.
 """
 
@@ -60,13 +61,16 @@ def open_loop(url: str, messages: Sequence[bytes], rate: float, settings: Overlo
     """Send `rate` calls per second whether or not they are answered, then wait for all answers."""
     outcome, lock = Offered(), threading.Lock()
     idle = threading.Semaphore(0)
+    begin = time.perf_counter()
 
     def sent_at(start: float) -> Any:
         def done(status: str) -> None:
-            spent_s = time.perf_counter() - start
+            now = time.perf_counter()
+            spent_s = now - start
             with lock:
                 outcome.statuses[status] += 1
-                outcome.good += status == OK and spent_s <= settings.deadline_s
+                in_time = spent_s <= settings.deadline_s and now - begin <= settings.seconds
+                outcome.good += status == OK and in_time
                 if status == UNAVAILABLE:
                     outcome.refused_ms.append(1e3 * spent_s)
             idle.release()
