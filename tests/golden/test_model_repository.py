@@ -18,6 +18,7 @@ from airserve.triton.config import DEFAULT_VARIANT, TARGETS, ServingSettings, Ta
 from airserve.triton.config_names import (
     FUSED_SOURCE,
     ONNX_FILE,
+    PADS,
     PLAN_FILE,
     QUEUE_SIZE,
     QUEUE_TIMEOUT_US,
@@ -83,6 +84,8 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_config_parses_back_to_the_contract(target: Target, model: str) -> None:
     config = configs(target)[model]
     inputs, outputs = SIGNATURES[model]
+    if model == contract.LOOKUP_MODEL and target != "embedded":
+        outputs = (*outputs, *contract.PADDED_HISTORY.values())
     assert config.name == model
     drains = config.backend == "python"
     assert config.max_batch_size == (contract.MAX_DRAINED if drains else contract.MAX_BATCH)
@@ -136,9 +139,20 @@ def test_the_ranker_runs_in_the_backend_of_the_target() -> None:
     assert rankers["tensorrt"].default_model_filename == PLAN_FILE
 
 
-def test_the_lookup_is_the_same_on_every_target() -> None:
-    assert len({all_configs(target, STEPWISE)[contract.LOOKUP_MODEL] for target in TARGETS}) == 1
-    assert len({all_configs(target, STEPWISE)[contract.ENSEMBLE_MODEL] for target in TARGETS}) == 1
+def test_compiled_targets_differ_in_the_rankers_backend_only() -> None:
+    for model in (contract.LOOKUP_MODEL, contract.ENSEMBLE_MODEL):
+        assert all_configs("onnxruntime", STEPWISE)[model] == all_configs("tensorrt", STEPWISE)[model]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_lookup_pads_where_the_ranker_batches_equal_shapes_only(target: Target) -> None:
+    found = configs(target)
+    pads = found[contract.LOOKUP_MODEL].parameters[PADS].string_value == "1"
+    assert pads == (not found[contract.RANKER_MODEL].input[0].allow_ragged_batch)
+    ranker = found[contract.ENSEMBLE_MODEL].ensemble_scheduling.step[1]
+    for name, padded in contract.PADDED_HISTORY.items():
+        assert ranker.input_map[name] == (padded.name if pads else name)
+        assert (padded.name in signature(found[contract.LOOKUP_MODEL].output)) == pads
 
 
 def test_python_models_take_requests_of_different_lengths_in_one_batch() -> None:

@@ -308,20 +308,19 @@ class ClientCore:
             fresh = not region.registered
             if fresh:
                 yield from self._register(region, remaining_s)
+            call = self._infer(
+                make_shared_inputs(layout, region.name), make_shared_outputs(layout, region.name), remaining_s
+            )
             try:
-                yield self._infer(
-                    make_shared_inputs(layout, region.name), make_shared_outputs(layout, region.name), remaining_s
-                )
+                answer = yield call
             except InferenceServerException as error:
                 if fresh or region.name not in str(error.message()):
                     raise
                 # A server that was started again does not know the regions of its predecessor.
                 yield from self._register(region, remaining_s)
-                yield self._infer(
-                    make_shared_inputs(layout, region.name), make_shared_outputs(layout, region.name), remaining_s
-                )
+                answer = yield call
             answered = True
-            return dict(region.read(layout))
+            return region.read(layout, {each.name: tuple(each.shape) for each in answer.get_response().outputs})
         except InferenceServerException as error:
             answered = was_answered(str(error.status()), str(error.message()))
             raise

@@ -190,6 +190,26 @@ def merge_lookups(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return merged
 
 
+def pad(part: Mapping[str, Array], extents: Mapping[str, int]) -> dict[str, Array]:
+    """One call with every axis that varies padded to a size.
+
+    Args:
+        part: tensors named in `contract.REQUEST` or `contract.LOOKUP_OUTPUTS`.
+        extents: axis name to size, at least as large as in `part`.
+    """
+    padded: dict[str, Array] = {}
+    for name, array in part.items():
+        spec = _SPECS[name]
+        sizes = (extents.get(axis, size) for axis, size in zip(spec.axes[1:], array.shape[1:], strict=True))
+        shape = (len(array), *sizes)
+        if shape == array.shape:
+            padded[name] = array
+            continue
+        padded[name] = np.full(shape, _PADDING.get(name, 0), dtype=spec.dtype)
+        padded[name][tuple(slice(size) for size in array.shape)] = array
+    return padded
+
+
 _EXTENT_BY: dict[str, contract.TensorSpec] = {
     "L": contract.BEHAVIOUR_ROWS,
     "C": contract.CANDIDATE_ROWS,

@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US
+from airserve.triton.config_names import ONNX_FILE, PADS, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US
 from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
@@ -43,6 +43,8 @@ class ServingSettings:
     """Requests that wait in front of a step and are answered; more are refused as UNAVAILABLE."""
     queue_timeout_us: int = 250_000
     """Microseconds of work that may wait in front of a step; what is beyond is refused as UNAVAILABLE."""
+    max_drained: int = contract.MAX_DRAINED
+    """Requests that a Python model takes from the queue at once; only those beyond the queue's bound are refused."""
     lookup_instances: int = 1
     """Processes that run the lookup."""
     ranker_instances: int = 1
@@ -58,6 +60,7 @@ class ServingSettings:
             "max_queue_delay_us": 0,
             "max_queue_size": 1,
             "queue_timeout_us": 1,
+            "max_drained": 8,
         }
         for name, fewest in bounds.items():
             value = getattr(self, name)
@@ -148,7 +151,7 @@ def _warm_up_with_zeros(config: Any) -> None:
 
 def fused_config(settings: ServingSettings) -> Any:
     """The public model as one Python model: lookup and graph in one process."""
-    config = _new(contract.ENSEMBLE_MODEL, contract.MAX_DRAINED)
+    config = _new(contract.ENSEMBLE_MODEL, settings.max_drained)
     _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=True)
     config.parameters["threads"].string_value = str(settings.ranker_threads)
     _python_model(config, settings, settings.ranker_instances)
@@ -156,10 +159,13 @@ def fused_config(settings: ServingSettings) -> Any:
     return config
 
 
-def lookup_config(settings: ServingSettings) -> Any:
+def lookup_config(target: Target, settings: ServingSettings) -> Any:
     """`intent_lookup`: item ids to the rows, nodes and chains of the request's intent tree."""
-    config = _new(contract.LOOKUP_MODEL, contract.MAX_DRAINED)
-    _add_tensors(config, contract.REQUEST, contract.LOOKUP_OUTPUTS, ragged=True)
+    pads = target != "embedded"
+    config = _new(contract.LOOKUP_MODEL, settings.max_drained)
+    outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if pads else ()))
+    _add_tensors(config, contract.REQUEST, outputs, ragged=True)
+    config.parameters[PADS].string_value = str(int(pads))
     _python_model(config, settings, settings.lookup_instances)
     _warm_up_with_files(config)
     return config
@@ -167,7 +173,7 @@ def lookup_config(settings: ServingSettings) -> Any:
 
 def ranker_config(target: Target, settings: ServingSettings) -> Any:
     """`intent_ranker`: tree weights, target-aware retrieval, composition and score."""
-    config = _new(contract.RANKER_MODEL, contract.MAX_DRAINED if target == "embedded" else contract.MAX_BATCH)
+    config = _new(contract.RANKER_MODEL, settings.max_drained if target == "embedded" else contract.MAX_BATCH)
     _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=target == "embedded")
     _warm_up_with_zeros(config)
     if target == "embedded":
@@ -184,19 +190,21 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
     return config
 
 
-def ensemble_config() -> Any:
+def ensemble_config(target: Target = "embedded") -> Any:
     """`air`, the public model: the lookup, then the ranker."""
+    padded = contract.PADDED_HISTORY if target != "embedded" else {}
     config = _new(contract.ENSEMBLE_MODEL)
     config.platform = "ensemble"
     _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=False)
     lookup = config.ensemble_scheduling.step.add(model_name=contract.LOOKUP_MODEL, model_version=-1)
     ranker = config.ensemble_scheduling.step.add(model_name=contract.RANKER_MODEL, model_version=-1)
     for step, inputs, outputs in (
-        (lookup, contract.REQUEST, contract.LOOKUP_OUTPUTS),
+        (lookup, contract.REQUEST, (*contract.LOOKUP_OUTPUTS, *padded.values())),
         (ranker, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS),
     ):
         for spec in inputs:
-            step.input_map[spec.name] = spec.name
+            source = padded.get(spec.name, spec) if step is ranker else spec
+            step.input_map[spec.name] = source.name
         for spec in outputs:
             step.output_map[spec.name] = spec.name
     return config
@@ -220,7 +228,7 @@ def all_configs(target: Target, settings: ServingSettings | None = None) -> dict
     if settings.variant_for(target) == "fused":
         return {contract.ENSEMBLE_MODEL: render(fused_config(settings))}
     return {
-        contract.LOOKUP_MODEL: render(lookup_config(settings)),
+        contract.LOOKUP_MODEL: render(lookup_config(target, settings)),
         contract.RANKER_MODEL: render(ranker_config(target, settings)),
-        contract.ENSEMBLE_MODEL: render(ensemble_config()),
+        contract.ENSEMBLE_MODEL: render(ensemble_config(target)),
     }

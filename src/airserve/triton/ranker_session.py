@@ -17,21 +17,10 @@ import onnxruntime as ort
 from airserve import contract
 from airserve.errors import ArtifactError, UserError
 from airserve.table.lookup import merge_lookups
-from airserve.triton.grouping import Extent, group_by_size
+from airserve.triton.grouping import group_by_size
+from airserve.triton.padding import extent_of
 
 Array = npt.NDArray[Any]
-
-
-def extent_of(inputs: Mapping[str, Array]) -> Extent:
-    """Sizes of one call's ranker inputs."""
-    batch, behaviours = inputs[contract.BEHAVIOUR_ROWS.name].shape
-    return Extent(
-        batch,
-        behaviours,
-        inputs[contract.CANDIDATE_ROWS.name].shape[1],
-        inputs[contract.CHAIN_SLOTS.name].shape[1],
-        inputs[contract.TREE_NODES.name].shape[1],
-    )
 
 
 class RankerSession:

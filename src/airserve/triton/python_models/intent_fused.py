@@ -20,7 +20,8 @@ from airserve.table.lookup import IntentTable, ranker_inputs
 from airserve.triton.config_names import ONNX_FILE, TABLE_FOLDER
 from airserve.triton.model_answers import admission_of, parameters_of, published_s, refusal, refuse_from
 from airserve.triton.model_metrics import ModelMetrics
-from airserve.triton.ranker_session import RankerSession, extent_of
+from airserve.triton.padding import extent_of
+from airserve.triton.ranker_session import RankerSession
 from airserve.triton.warmup import warmup_requests
 
 COMPUTED = [spec.name for spec in contract.RANKER_OUTPUTS]

@@ -16,7 +16,8 @@ from airserve import contract
 from airserve.triton.config_names import ONNX_FILE
 from airserve.triton.model_answers import admission_of, parameters_of, refuse_from
 from airserve.triton.model_metrics import ModelMetrics
-from airserve.triton.ranker_session import RankerSession, extent_of
+from airserve.triton.padding import extent_of
+from airserve.triton.ranker_session import RankerSession
 
 OUTPUTS = [spec.name for spec in contract.RANKER_OUTPUTS]
 
