@@ -265,6 +265,18 @@ def test_a_compiled_ranker_leaves_the_bound_of_its_queue_to_triton(target: Targe
     assert policy.max_queue_size == STEPWISE.max_queue_size
 
 
+def test_a_compiled_ranker_serves_its_latest_version_and_captures_cuda_graphs_on_tensorrt() -> None:
+    for target in ("onnxruntime", "tensorrt"):
+        config = configs(target)[contract.RANKER_MODEL]
+        assert config.version_policy.latest.num_versions == 1
+        assert config.optimization.cuda.graphs == (target == "tensorrt")
+    shape = contract.SHAPE_CLASSES[0]
+    for graph in configs("tensorrt")[contract.RANKER_MODEL].optimization.cuda.graph_spec:
+        for spec in contract.RANKER_INPUTS:
+            expected = [shape[axis] if size < 0 else size for axis, size in zip(spec.axes[1:], spec.dims, strict=True)]
+            assert list(graph.input[spec.name].dim) == expected
+
+
 def test_a_fused_repository_holds_table_and_graph_beside_each_other(tmp_path: Path) -> None:
     out = write_repository(source_of(tmp_path, settings=FUSED), tmp_path / "repository")
     version = out / contract.ENSEMBLE_MODEL / "1"

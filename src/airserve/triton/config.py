@@ -27,6 +27,8 @@ TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime", "tensorrt")
 Variant = Literal["stepwise", "fused"]
 DEFAULT_VARIANT: dict[Target, Variant] = {"embedded": "fused", "onnxruntime": "stepwise", "tensorrt": "stepwise"}
 """On one machine without a GPU the hand-over costs more than a step; a compiled backend needs the steps."""
+GRAPH_BATCHES = (1, 2, 4, 8, 16)
+"""Batches that a CUDA graph is captured for; others launch their kernels one by one."""
 WARMUP_SIZE = 128
 """L and C of the warm-up requests in the configuration."""
 
@@ -171,6 +173,17 @@ def lookup_config(target: Target, settings: ServingSettings) -> Any:
     return config
 
 
+def _capture_graphs(config: Any) -> None:
+    """CUDA graphs for the usual shape class: some 400 small kernels are launched as one."""
+    config.optimization.cuda.graphs = True
+    usual = contract.SHAPE_CLASSES[0]
+    for batch in GRAPH_BATCHES:
+        graph = config.optimization.cuda.graph_spec.add(batch_size=batch)
+        for spec in contract.RANKER_INPUTS:
+            sizes = zip(spec.axes[1:], spec.dims, strict=True)
+            graph.input[spec.name].dim.extend(usual[axis] if size < 0 else size for axis, size in sizes)
+
+
 def ranker_config(target: Target, settings: ServingSettings) -> Any:
     """`intent_ranker`: tree weights, target-aware retrieval, composition and score."""
     config = _new(contract.RANKER_MODEL, settings.max_drained if target == "embedded" else contract.MAX_BATCH)
@@ -182,6 +195,9 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
         return config
     _bounded_queue(config, settings)
     config.backend = target
+    config.version_policy.latest.num_versions = 1
+    if target == "tensorrt":
+        _capture_graphs(config)
     config.default_model_filename = PLAN_FILE if target == "tensorrt" else ONNX_FILE
     config.instance_group.add(
         kind=pb.ModelInstanceGroup.KIND_AUTO if target == "onnxruntime" else pb.ModelInstanceGroup.KIND_GPU,

@@ -8,6 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from airserve.errors import ArtifactError
 from airserve.triton.admission import Admission
 from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US, TABLE_FOLDER
 from airserve.triton.model_metrics import ModelMetrics
@@ -19,7 +20,19 @@ def parameters_of(args: dict[str, str]) -> dict[str, str]:
 
 
 def admission_of(parameters: dict[str, str]) -> Admission:
-    """The bound of a model's queue, as configured."""
+    """The bound of a model's queue, as configured.
+
+    Raises:
+        ArtifactError: for a configuration of an older release, which has none.
+    """
+    missing = [name for name in (QUEUE_SIZE, QUEUE_TIMEOUT_US) if name not in parameters]
+    if missing:
+        raise ArtifactError(
+            "config.pbtxt",
+            expected=f"the parameters {QUEUE_SIZE} and {QUEUE_TIMEOUT_US}",
+            got=f"no {' and no '.join(missing)}",
+            remedy="write the repository again with build/write_repository.py",
+        )
     return Admission(max_requests=int(parameters[QUEUE_SIZE]), budget_s=int(parameters[QUEUE_TIMEOUT_US]) / 1e6)
 
 
