@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -12,6 +14,9 @@ from airserve.errors import ArtifactError
 from airserve.triton.admission import Admission
 from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US, TABLE_FOLDER
 from airserve.triton.model_metrics import ModelMetrics
+
+PATIENCE_S = 0.03
+"""Of a batch, before it is asked whether its requests are still waited for."""
 
 
 def parameters_of(args: dict[str, str]) -> dict[str, str]:
@@ -45,6 +50,20 @@ def refusal(message: str, code: int | None = None) -> Any:
     """A response that carries an error."""
     error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
     return pb_utils.InferenceResponse(error=error)
+
+
+def patience(requests: list[Any], began: float) -> Callable[[int], bool]:
+    """Whether a request of a batch that began at `began` was given up by its client.
+
+    Asking Triton takes 0.1 to 5 ms, so nobody is asked before the batch has taken `PATIENCE_S`.
+    """
+    return lambda at: time.perf_counter() - began > PATIENCE_S and bool(requests[at].is_cancelled())
+
+
+def given_up(metrics: ModelMetrics) -> Any:
+    """The response for a request that nobody waits for."""
+    metrics.count_refusal("cancelled")
+    return refusal("the client gave this request up", pb_utils.TritonError.CANCELLED)
 
 
 def refuse_from(responses: list[Any], first: int, admission: Admission, metrics: ModelMetrics) -> None:

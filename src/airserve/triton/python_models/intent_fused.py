@@ -18,7 +18,15 @@ from airserve import contract
 from airserve.errors import InvalidRequestError
 from airserve.table.lookup import IntentTable, ranker_inputs
 from airserve.triton.config_names import ONNX_FILE, TABLE_FOLDER
-from airserve.triton.model_answers import admission_of, parameters_of, published_s, refusal, refuse_from
+from airserve.triton.model_answers import (
+    admission_of,
+    given_up,
+    parameters_of,
+    patience,
+    published_s,
+    refusal,
+    refuse_from,
+)
 from airserve.triton.model_metrics import ModelMetrics
 from airserve.triton.padding import extent_of
 from airserve.triton.ranker_session import RankerSession
@@ -78,7 +86,7 @@ class TritonPythonModel:
                 found.append(looked_up)
                 places.append(at)
         if parts:
-            self._rank(requests, parts, found, places, responses)
+            self._rank([requests[at] for at in places], parts, found, places, responses, began)
         seconds = time.perf_counter() - began
         self.admission.end(seconds)
         self.metrics.observe_batch(len(parts), seconds)
@@ -101,16 +109,20 @@ class TritonPythonModel:
         found: list[dict[str, Any]],
         places: list[int],
         responses: list[Any],
+        began: float,
     ) -> None:
-        asked = [set(requests[at].requested_output_names()) for at in places]
+        asked = [set(request.requested_output_names()) for request in requests]
         wanted = [name for name in COMPUTED if any(name in names for names in asked)]
         try:
-            answers = self.ranker.run(parts, wanted)
+            answers = self.ranker.run(parts, wanted, patience(requests, began))
         except Exception as error:
             for at in places:
                 responses[at] = refusal(f"{contract.ENSEMBLE_MODEL}: {error!r}")
             return
         for at, names, answer, looked_up in zip(places, asked, answers, found, strict=True):
+            if not answer:
+                responses[at] = given_up(self.metrics)
+                continue
             tensors = [pb_utils.Tensor(name, array) for name, array in answer.items() if name in names]
             tensors += [
                 pb_utils.Tensor(name, np.ascontiguousarray(looked_up[name])) for name in LOOKED_UP if name in names
