@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from airserve import contract
-from airserve.bench.fuzz import fuzz_raw, fuzz_schema
+from airserve.bench.fuzz import TIMEOUT_S, fuzz_raw, fuzz_schema, over_grpc
+from airserve.bench.http import HttpWire
 from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, encode_call
 from airserve.bench.overload import OverloadSettings, measure_overload
@@ -63,7 +64,7 @@ def test_changed_calls_are_refused_by_name_or_answered_as_in_process(
     attacked: TritonServer, local: InProcess, calls: list[dict[str, Any]], count: int
 ) -> None:
     with Wire(attacked.grpc_url) as wire:
-        report = fuzz_schema(wire, local, calls, count=count, seed=count)
+        report = fuzz_schema(over_grpc(wire), local, calls, count=count, seed=count)
     print(dict(report.statuses))
     assert not report.wrong, "\n".join(report.wrong[:5])
     assert report.statuses[OK] > count // 20
@@ -81,6 +82,17 @@ def test_spoilt_messages_leave_the_server_and_its_answers_alone(
     assert not report.wrong, "\n".join(report.wrong[:5])
     assert attacked.is_ready()
     assert attacked.pid == pid
+
+
+def test_changed_calls_over_http_are_refused_by_name_or_answered_as_in_process(
+    attacked: TritonServer, local: InProcess, calls: list[dict[str, Any]]
+) -> None:
+    with HttpWire(attacked.http_url, TIMEOUT_S) as wire:
+        report = fuzz_schema(wire.ask, local, calls, count=SOME, seed=7)
+    print(dict(report.statuses))
+    assert not report.wrong, "\n".join(report.wrong[:5])
+    assert report.statuses[OK] > SOME // 20
+    assert report.statuses["INVALID_ARGUMENT"] > SOME // 20
 
 
 def test_spoilt_http_requests_are_refused(attacked: TritonServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from airserve import contract
 from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, encode_call, executed
 from airserve.bench.synthetic import write_engine, write_tables
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.triton.config import ServingSettings, Variant, executing_model
 from airserve.triton.repository import RepositorySource, write_repository
-from airserve.triton.server import ServerSettings, TritonServer
+from airserve.triton.server import ServerSettings, TraceSettings, TritonServer
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,3 +99,15 @@ def test_waiting_requests_whose_deadline_passed_are_not_computed(made: Path, var
     print(f"{variant}: {dict(statuses)}, given to the model {executions}, computed {computed:.0f}")
     assert statuses["DEADLINE_EXCEEDED"] > given_up // 2
     assert computed < given_up // 2
+
+
+def test_traces_go_through_every_step_when_asked_for(made: Path, tmp_path: Path) -> None:
+    trace = TraceSettings(target=str(tmp_path / "trace.json"), one_in=1)
+    settings = ServerSettings(repository=made / "stepwise", environment=ROOT / ".venv-triton", trace=trace)
+    with TritonServer(settings) as server, Wire(server.grpc_url) as wire:
+        assert wire.ask(large_messages(made)[0], 60.0) == OK
+    entries = json.loads((tmp_path / "trace.json").read_text())
+    models = {entry["id"]: entry["model_name"] for entry in entries if "model_name" in entry}
+    parents = {entry["id"]: models[entry["parent_id"]] for entry in entries if "parent_id" in entry}
+    steps = (contract.LOOKUP_MODEL, contract.RANKER_MODEL)
+    assert {models[at]: parent for at, parent in parents.items()} == dict.fromkeys(steps, contract.ENSEMBLE_MODEL)
