@@ -130,7 +130,7 @@ def _judge(
     expected = _expected(local, tensors)
     shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in tensors.items()}
     if expected is None:
-        text = answer.decode(errors="replace") if isinstance(answer, bytes) else "scores"
+        text = answer.decode(errors="replace") if isinstance(answer, bytes) else "an answer"
         if status != INVALID or not any(name in text for name in NAMES):
             report.wrong.append(f"{shapes}: expected {INVALID} that names a tensor, got {status} {text[:300]}")
     elif status != OK or isinstance(answer, bytes):
