@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -39,6 +40,12 @@ def admission_of(parameters: dict[str, str]) -> Admission:
             remedy="write the repository again with build/write_repository.py",
         )
     return Admission(max_requests=int(parameters[QUEUE_SIZE]), budget_s=int(parameters[QUEUE_TIMEOUT_US]) / 1e6)
+
+
+def settle() -> None:
+    """Called when a model is loaded: what it holds now is not looked through again by the garbage collector."""
+    gc.collect()
+    gc.freeze()
 
 
 def published_s(folder: str) -> float:

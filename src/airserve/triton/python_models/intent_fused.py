@@ -26,6 +26,7 @@ from airserve.triton.model_answers import (
     published_s,
     refusal,
     refuse_from,
+    settle,
 )
 from airserve.triton.model_metrics import ModelMetrics
 from airserve.triton.padding import extent_of
@@ -55,6 +56,7 @@ class TritonPythonModel:
             self.admission.take(extent_of(inputs).cost())
             self.admission.end(time.perf_counter() - began)
         self.metrics = ModelMetrics(self.table.table_version, published_s(folder))
+        settle()
 
     def finalize(self) -> None:
         """Called when the model is unloaded."""

@@ -16,7 +16,7 @@ from airserve import contract
 from airserve.errors import InvalidRequestError
 from airserve.table.lookup import IntentTable, ranker_inputs
 from airserve.triton.config_names import PADS, TABLE_FOLDER
-from airserve.triton.model_answers import admission_of, parameters_of, published_s, refusal, refuse_from
+from airserve.triton.model_answers import admission_of, parameters_of, published_s, refusal, refuse_from, settle
 from airserve.triton.model_metrics import ModelMetrics
 from airserve.triton.padding import pad_to_class
 
@@ -33,6 +33,7 @@ class TritonPythonModel:
         self.pads = settings.get(PADS) == "1"
         self.outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if self.pads else ()))
         self.metrics = ModelMetrics(self.table.table_version, published_s(folder))
+        settle()
 
     def finalize(self) -> None:
         """Called when the model is unloaded."""

@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from airserve import contract
 from airserve.triton.config_names import ONNX_FILE
-from airserve.triton.model_answers import admission_of, given_up, parameters_of, patience, refuse_from
+from airserve.triton.model_answers import admission_of, given_up, parameters_of, patience, refuse_from, settle
 from airserve.triton.model_metrics import ModelMetrics
 from airserve.triton.padding import extent_of
 from airserve.triton.ranker_session import RankerSession
@@ -32,6 +32,7 @@ class TritonPythonModel:
         self.ranker = RankerSession(path, threads=int(settings["threads"]))
         self.admission = admission_of(settings)
         self.metrics = ModelMetrics()
+        settle()
 
     def finalize(self) -> None:
         """Called when the model is unloaded."""
