@@ -1,7 +1,7 @@
 # The serving image: NVIDIA Triton with the airserve package. Not built by the project's CI (docs/NOT_EXECUTED.md).
 #
 #   docker build -t airserve .
-#   docker run --gpus all -p 8000-8002:8000-8002 -v /path/to/model_repository:/models:ro airserve
+#   docker run --gpus all --shm-size=1g -p 8000-8002:8000-8002 -v /path/to/model_repository:/models:ro airserve
 #
 # The TensorRT plan must be built inside this same image, on the GPU that serves it:
 #   docker run --gpus all -v /path/to/engine:/engine --entrypoint python3 airserve /app/build/compile_engine.py --engine /engine
