@@ -152,7 +152,7 @@ class TestSet:
                 pool_C = pools[domain]
                 rows_BC = torch.from_numpy(pool_C).expand(len(looked_up.places), -1)
                 at_B = np.searchsorted(pool_C, looked_up.target_rows_B.numpy())
-                scores_BC = torch.cat([scorer(looked_up, part) for part in rows_BC.split(CHUNK, dim=1)], dim=1)
+                scores_BC = torch.cat([scorer(looked_up, part) for part in torch.split(rows_BC, CHUNK, dim=1)], dim=1)
                 rivals_BC = rivals(scores_BC, torch.from_numpy(at_B)).numpy()
                 for rivals_C, at, place in zip(rivals_BC, at_B, looked_up.places, strict=True):
                     full_X[place] = 1 + rivals_C.sum()
