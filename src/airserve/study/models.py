@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 import airserve.model.composition
 import airserve.model.gather
@@ -39,7 +40,7 @@ from airserve.table.lookup import IntentTable
 from airserve.training import baselines, examples, stages
 from airserve.training.checkpoint import new_ranker
 from airserve.training.evaluation import Scorer
-from airserve.training.examples import Log, Task, find_task
+from airserve.training.examples import Log, RankBatch, Task, find_task
 from airserve.training.loop import FitReport
 from airserve.training.stages import Training, TrainSettings
 
@@ -270,7 +271,20 @@ class Intents:
     def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
         ranker, table = self.trained(study, state, report, base)
-        return stages.air_scorer(ranker), table
+        return in_pieces(stages.air_scorer(ranker), CANDIDATES_AT_ONCE), table
+
+
+CANDIDATES_AT_ONCE = 512
+"""What is made of candidates x chains then stays in a core's cache: 0.11 against 0.15 s a user for 27,637 items."""
+
+
+def in_pieces(scorer: Scorer, size: int) -> Scorer:
+    """The same scores, computed for `size` candidates at a time."""
+
+    def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
+        return torch.cat([scorer(batch, piece) for piece in candidate_rows_BC.split(size, dim=1)], dim=1)
+
+    return score
 
 
 def fit_report(report: FitReport) -> Report:
