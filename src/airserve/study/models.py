@@ -282,7 +282,7 @@ def in_pieces(scorer: Scorer, size: int) -> Scorer:
     """The same scores, computed for `size` candidates at a time."""
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
-        return torch.cat([scorer(batch, piece) for piece in candidate_rows_BC.split(size, dim=1)], dim=1)
+        return torch.cat([scorer(batch, piece) for piece in torch.split(candidate_rows_BC, size, dim=1)], dim=1)
 
     return score
 
