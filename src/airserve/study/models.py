@@ -317,7 +317,7 @@ MODELS: dict[str, Model] = {
     "popularity": Counted(label="popularity", grid={}, make=_popularity),
     "item_knn": Counted(
         label="item-kNN",
-        grid={"shrinkage": (0.0, 2.0, 10.0), "decay": (1.0, 0.9, 0.75), "last": (10, 50)},
+        grid={"shrinkage": (0.0, 10.0, 50.0), "decay": (1.0, 0.9, 0.75), "last": (10, 50)},
         make=_item_knn,
     ),
     "text_cosine": Counted(
