@@ -32,7 +32,7 @@ def main(
     rounds: int = 20,
     seconds: float = 3.0,
     concurrency: int = 16,
-    overload_size: int = 512,
+    overload_size: int = 1024,
     sizes: bool = False,
 ) -> dict[str, object]:
     """Serve, ask, compare.
@@ -44,7 +44,7 @@ def main(
         rounds: blocks of 20 single calls of each kind.
         seconds: length of each load, of which there are eight.
         concurrency: calls in flight when throughput and mean batch are measured.
-        overload_size: L and C of the overload's requests; large ones keep the load generator's own share small.
+        overload_size: L and C of the overload's requests; the largest keep the generator's share of the cores smallest.
         sizes: also measure latency against L and C.
     """
     bench = ServingBench(rounds=rounds, seconds=seconds, concurrency=concurrency)
@@ -64,7 +64,7 @@ def main(
                 figures["sizes"] = measure_sizes(server.grpc_url, local)
             large = WorkloadSettings(behaviours=overload_size, candidates=overload_size, count=16)
             messages = [encode_call(request) for request in make_requests(local.table, large)]
-            figures["overload"] = measure_overload(server.grpc_url, messages, OverloadSettings(seconds=seconds))
+            figures["overload"] = measure_overload(server.grpc_url, messages, OverloadSettings(seconds=seconds + 1.0))
     return {"variant": settings.variant_for("embedded"), "contract_version": contract.CONTRACT_VERSION, **figures}
 
 

@@ -4,6 +4,7 @@
 find-links are taken from pip's own configuration. An environment whose lock did not change is left alone.
 
     python3 requirements/install.py
+    python3 requirements/install.py --checks    # also .venv-trt, for the tests of TensorRT's builder
 """
 
 import hashlib
@@ -16,6 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {".venv": "main.lock", ".venv-triton": "triton.lock"}
+CHECKS = {".venv-trt": "trt-check.lock"}
+"""Not needed to run anything: a failed install is said and passed over."""
+AOT_TOOL = Path(os.environ.get("AIRSERVE_TRT_AOT_CHECK", ROOT.parent / "shared" / "tools" / "trt_aot_check"))
+SIZES_GB = {"main.lock": 2.9, "triton.lock": 0.3, "trt-check.lock": 0.3}
 UV = "uv==0.13.9"
 STAMP = "airserve-installed.sha256"
 REMEDY = """
@@ -72,15 +77,21 @@ def wanted_stamp(lock: str) -> str:
     return hashlib.sha256(text + str(ROOT).encode()).hexdigest()
 
 
-def install(environment: str, lock: str) -> None:
-    """Create or update one environment."""
+def install(environment: str, lock: str, *, optional: bool = False) -> None:
+    """Create or update one environment; with `optional`, a failure is a warning."""
+
+    def failed() -> None:
+        if not optional:
+            fail(REMEDY.format(environment=environment, lock=lock))
+        print(f"install: NO {environment}: requirements/{lock} could not be installed; its tests skip", flush=True)
+
     folder = ROOT / environment
     stamp = folder / STAMP
     if stamp.exists() and stamp.read_text() == wanted_stamp(lock):
         return
     start = time.monotonic()
     print(
-        f"install: {environment} from requirements/{lock} (about {'2.9' if 'main' in lock else '0.3'} GB) ...",
+        f"install: {environment} from requirements/{lock} (about {SIZES_GB[lock]} GB) ...",
         flush=True,
     )
     python = folder / "bin" / "python"
@@ -91,7 +102,7 @@ def install(environment: str, lock: str) -> None:
         steps.append([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV])
     for step in steps:
         if subprocess.run(step, check=False).returncode:
-            fail(REMEDY.format(environment=environment, lock=lock))
+            return failed()
     env = uv_environment(main_python)
     lock_step = [
         *uv,
@@ -104,8 +115,8 @@ def install(environment: str, lock: str) -> None:
         f"requirements/{lock}",
     ]
     if subprocess.run(lock_step, env=env, cwd=ROOT, check=False).returncode:
-        fail(REMEDY.format(environment=environment, lock=lock))
-    # Both import airserve from src/; Triton's Python backend reads .pth files but no PYTHONPATH.
+        return failed()
+    # All import airserve from src/; Triton's Python backend reads .pth files but no PYTHONPATH.
     (folder / "lib" / "python3.11" / "site-packages" / "airserve.pth").write_text(f"{ROOT / 'src'}\n")
     stamp.write_text(wanted_stamp(lock))
     print(f"install: {environment} ready, {time.monotonic() - start:.0f} s", flush=True)
@@ -115,3 +126,9 @@ if __name__ == "__main__":
     check_machine()
     for environment, lock in LOCKS.items():
         install(environment, lock)
+    if "--checks" in sys.argv[1:]:
+        for environment, lock in CHECKS.items():
+            if AOT_TOOL.exists():
+                install(environment, lock, optional=True)
+            else:
+                print(f"install: no {AOT_TOOL.name} (AIRSERVE_TRT_AOT_CHECK), hence no {environment}", flush=True)

@@ -28,6 +28,8 @@ RANKER_MODEL = "intent_ranker"
 
 # Bounds.
 MAX_BATCH = 32
+MAX_DRAINED = 1024
+"""Requests that a Python model takes from Triton's queue at once; see `airserve/triton/admission.py`."""
 MAX_BEHAVIOURS = 1024
 MAX_CANDIDATES = 1024
 MAX_CHAINS = 256
@@ -129,6 +131,15 @@ CANDIDATE_ROWS = TensorSpec(
     name="candidate_rows", dtype=np.int32, axes="BC", about="catalogue rows of the candidates, 0 padding, 1 unknown"
 )
 LOOKUP_OUTPUTS = (BEHAVIOUR_ROWS, BEHAVIOUR_CHAINS, TREE_NODES, CHAIN_SLOTS, CANDIDATE_ROWS, COVERAGE, TABLE_VERSION)
+# What it hands over besides, where a compiled backend batches whole tensors: the history as long as its rows.
+PADDED_ACTIONS = TensorSpec(
+    name="padded_actions", dtype=np.int32, axes="BL", about="behaviour_actions, padded like behaviour_rows"
+)
+PADDED_AGES_S = TensorSpec(
+    name="padded_ages_s", dtype=np.float32, axes="BL", about="behaviour_ages_s, padded like behaviour_rows"
+)
+PADDED_HISTORY = {BEHAVIOUR_ACTIONS.name: PADDED_ACTIONS, BEHAVIOUR_AGES_S.name: PADDED_AGES_S}
+"""Ranker input: what stands for it there."""
 RANKER_INPUTS = (
     BEHAVIOUR_ROWS,
     BEHAVIOUR_ACTIONS,
@@ -148,6 +159,21 @@ PROFILE: dict[str, tuple[int, int, int]] = {
     "U": (1, 128, MAX_TREE_NODES),
 }
 """Min, opt, max of each axis that varies, for the engine. An empty history reaches the engine as one padded row."""
+
+
+SHAPE_CLASSES: tuple[dict[str, int], ...] = (
+    {"L": 128, "C": 128, "R": 128, "U": 256},
+    {"L": 256, "C": 256, "R": MAX_CHAINS, "U": 512},
+    {"L": 512, "C": 512, "R": MAX_CHAINS, "U": MAX_TREE_NODES},
+    {"L": MAX_BEHAVIOURS, "C": MAX_CANDIDATES, "R": MAX_CHAINS, "U": MAX_TREE_NODES},
+)
+"""Shapes that requests are padded to where only equal shapes batch (compiled backends). Few, so that neighbours in the
+queue have the same: with a ladder per axis a mixed stream executed 1.4 requests together."""
+
+
+def shape_class(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The first of `SHAPE_CLASSES` that holds a request of these sizes."""
+    return next(each for each in SHAPE_CLASSES if all(sizes[axis] <= bound for axis, bound in each.items()))
 
 
 def _describe(array: Any) -> str:
@@ -212,7 +238,30 @@ def validate_request(tensors: Mapping[str, npt.NDArray[Any]]) -> None:
             str(candidates.shape[1]),
             "split the list" if candidates.shape[1] else "send at least one candidate",
         )
-    _check_values(items, actions, ages_s, segment, candidates)
+    if not _is_plainly_sound(items, actions, ages_s, segment, candidates):
+        _check_values(items, actions, ages_s, segment, candidates)
+
+
+def _is_plainly_sound(
+    items: npt.NDArray[Any],
+    actions: npt.NDArray[Any],
+    ages_s: npt.NDArray[Any],
+    segment: npt.NDArray[Any],
+    candidates: npt.NDArray[Any],
+) -> bool:
+    """Whether there is no padding and no bad value: a few reductions, which most requests pass.
+
+    A comparison with NaN is false, so a NaN age is never plainly sound.
+    """
+    if items.size and not (
+        np.minimum.reduce(items, axis=None) > PAD_ITEM
+        and np.minimum.reduce(actions, axis=None) > PAD_ACTION
+        and np.maximum.reduce(actions, axis=None) < N_ACTIONS
+        and np.minimum.reduce(ages_s, axis=None) >= 0
+        and np.maximum.reduce(ages_s, axis=None) < np.inf
+    ):
+        return False
+    return bool(np.minimum.reduce(candidates, axis=None) > PAD_ITEM and np.minimum.reduce(segment, axis=None) >= 0)
 
 
 def _check_values(

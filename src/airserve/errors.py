@@ -6,6 +6,9 @@ one line on stderr and exit status 2; Triton models turn an `InvalidRequestError
 
 from __future__ import annotations
 
+TOO_BUSY = "too many requests"
+"""In a server's refusal (UNAVAILABLE) of a request that it did not run because others were waiting."""
+
 
 class AirserveError(Exception):
     """Base of all errors raised by airserve."""

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -258,6 +260,66 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(server, tmp_path):
     run(server, data, tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".*.parquet.*")), "unfinished files are left"
     assert len(set(server.asked)) == len(pq.read_table(tmp_path / "out" / "answers.parquet"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 96 KiB, and how to make it larger."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = mount("size=96k") if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"no file system can be mounted here ({done.stderr.strip() if done else 'no mount'}); run as root")
+    yield place, lambda: mount("remount,size=16m")
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_for_real_stops_the_job_and_with_room_it_goes_on(server, small_disk, tmp_path):
+    disk, enlarge = small_disk
+    data = write_data(tmp_path / "data", [f"thing number {at} {random.Random(at).random()}" for at in range(ITEMS)])
+    _, err = run(server, data, disk / "out", status=2)
+    assert "room for the answers" in err
+    assert "Traceback" not in err
+    assert list((disk / "out" / "parts").glob("[0-9a-f]*.parquet")), "it was full before the first part"
+    assert enlarge().returncode == 0
+    asked = len(server.asked)
+    run(server, data, disk / "out")
+    assert len(server.asked) - asked < ITEMS
+    run(server, data, tmp_path / "roomy")
+    assert outputs(disk / "out") == outputs(tmp_path / "roomy")
+
+
+@pytest.mark.parametrize(
+    ("items", "log", "words"),
+    [
+        (
+            {"item_id": ["B00X", "B00Y"]},
+            {},
+            ["items.parquet, column item_id", "int64", "VARCHAR", "convert the column"],
+        ),
+        ({"title": None}, {}, ["items.parquet, column title", "expected a column of string", "add it"]),
+        ({}, {"action": ["view", "bought"]}, ["behaviours.parquet, column action", "'bought'", "view, like, click"]),
+        ({}, {"user_segment": [0, None]}, ["behaviours.parquet, column user_segment", "1 nulls", "fill them"]),
+    ],
+)
+def test_one_command_on_a_users_own_parquet_says_in_one_line_what_is_wrong_with_a_column(
+    server, tmp_path, items, log, words
+):
+    items = {"item_id": [1, 2], "title": ["cat tree", "tent"], **items}
+    log = {"item_id": [1, 2], "action": ["view", "order"], **log}
+    for name, columns in (("items", items), ("behaviours", log)):
+        pq.write_table(
+            pa.table({key: column for key, column in columns.items() if column}), tmp_path / f"{name}.parquet"
+        )
+    _, err = run(server, tmp_path, tmp_path / "out", status=2)
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert not server.asked
 
 
 def test_a_plan_prices_the_run_and_writes_nothing(server, tmp_path):

@@ -15,7 +15,16 @@ from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, UserError
 from airserve.triton.config import DEFAULT_VARIANT, TARGETS, ServingSettings, Target, all_configs, executing_model
-from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
+from airserve.triton.config_names import (
+    FUSED_SOURCE,
+    ONNX_FILE,
+    PADS,
+    PLAN_FILE,
+    QUEUE_SIZE,
+    QUEUE_TIMEOUT_US,
+    TABLE_FOLDER,
+    WARMUP_FOLDER,
+)
 from airserve.triton.repository import RepositorySource, write_repository, write_static
 
 STEPWISE = ServingSettings(variant="stepwise")
@@ -75,8 +84,11 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_config_parses_back_to_the_contract(target: Target, model: str) -> None:
     config = configs(target)[model]
     inputs, outputs = SIGNATURES[model]
+    if model == contract.LOOKUP_MODEL and target != "embedded":
+        outputs = (*outputs, *contract.PADDED_HISTORY.values())
     assert config.name == model
-    assert config.max_batch_size == contract.MAX_BATCH > 0
+    drains = config.backend == "python"
+    assert config.max_batch_size == (contract.MAX_DRAINED if drains else contract.MAX_BATCH)
     assert signature(config.input) == expected_signature(inputs)
     assert signature(config.output) == expected_signature(outputs)
     assert config.parameters["contract_version"].string_value == str(contract.CONTRACT_VERSION)
@@ -127,9 +139,20 @@ def test_the_ranker_runs_in_the_backend_of_the_target() -> None:
     assert rankers["tensorrt"].default_model_filename == PLAN_FILE
 
 
-def test_the_lookup_is_the_same_on_every_target() -> None:
-    assert len({all_configs(target, STEPWISE)[contract.LOOKUP_MODEL] for target in TARGETS}) == 1
-    assert len({all_configs(target, STEPWISE)[contract.ENSEMBLE_MODEL] for target in TARGETS}) == 1
+def test_compiled_targets_differ_in_the_rankers_backend_only() -> None:
+    for model in (contract.LOOKUP_MODEL, contract.ENSEMBLE_MODEL):
+        assert all_configs("onnxruntime", STEPWISE)[model] == all_configs("tensorrt", STEPWISE)[model]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_lookup_pads_where_the_ranker_batches_equal_shapes_only(target: Target) -> None:
+    found = configs(target)
+    pads = found[contract.LOOKUP_MODEL].parameters[PADS].string_value == "1"
+    assert pads == (not found[contract.RANKER_MODEL].input[0].allow_ragged_batch)
+    ranker = found[contract.ENSEMBLE_MODEL].ensemble_scheduling.step[1]
+    for name, padded in contract.PADDED_HISTORY.items():
+        assert ranker.input_map[name] == (padded.name if pads else name)
+        assert (padded.name in signature(found[contract.LOOKUP_MODEL].output)) == pads
 
 
 def test_python_models_take_requests_of_different_lengths_in_one_batch() -> None:
@@ -219,10 +242,11 @@ def test_every_queue_is_bounded_and_every_executed_model_warms_up(tmp_path: Path
     for name, config in configs("embedded", settings).items():
         if config.platform == "ensemble":
             continue
-        policy = config.dynamic_batching.default_queue_policy
-        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
-        assert policy.default_timeout_microseconds == settings.queue_timeout_us
-        assert policy.max_queue_size == settings.max_queue_size
+        assert config.HasField("dynamic_batching")
+        # A bound of Triton's own would bring the stalls that airserve/triton/admission.py tells of.
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+        assert config.parameters[QUEUE_SIZE].string_value == str(settings.max_queue_size)
+        assert config.parameters[QUEUE_TIMEOUT_US].string_value == str(settings.queue_timeout_us)
         assert len(config.model_warmup) > 0
         for warmup in config.model_warmup:
             assert set(warmup.inputs) == {tensor.name for tensor in config.input}
@@ -231,6 +255,26 @@ def test_every_queue_is_bounded_and_every_executed_model_warms_up(tmp_path: Path
                     file = tmp_path / name / WARMUP_FOLDER / tensor.input_data_file
                     size = {pb.TYPE_INT64: 8, pb.TYPE_INT32: 4, pb.TYPE_FP32: 4}[tensor.data_type]
                     assert file.stat().st_size == size * math.prod(tensor.dims)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_a_compiled_ranker_leaves_the_bound_of_its_queue_to_triton(target: Target) -> None:
+    policy = configs(target)[contract.RANKER_MODEL].dynamic_batching.default_queue_policy
+    assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+    assert policy.default_timeout_microseconds == STEPWISE.queue_timeout_us
+    assert policy.max_queue_size == STEPWISE.max_queue_size
+
+
+def test_a_compiled_ranker_serves_its_latest_version_and_captures_cuda_graphs_on_tensorrt() -> None:
+    for target in ("onnxruntime", "tensorrt"):
+        config = configs(target)[contract.RANKER_MODEL]
+        assert config.version_policy.latest.num_versions == 1
+        assert config.optimization.cuda.graphs == (target == "tensorrt")
+    shape = contract.SHAPE_CLASSES[0]
+    for graph in configs("tensorrt")[contract.RANKER_MODEL].optimization.cuda.graph_spec:
+        for spec in contract.RANKER_INPUTS:
+            expected = [shape[axis] if size < 0 else size for axis, size in zip(spec.axes[1:], spec.dims, strict=True)]
+            assert list(graph.input[spec.name].dim) == expected
 
 
 def test_a_fused_repository_holds_table_and_graph_beside_each_other(tmp_path: Path) -> None:

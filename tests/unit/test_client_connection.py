@@ -165,6 +165,15 @@ def test_an_answer_of_another_shape_is_an_error_not_a_result(spec: contract.Tens
         assert caught.value.status == "StatusCode.INTERNAL"
 
 
+def test_padding_candidates_behind_the_real_ones_are_cut_off() -> None:
+    question, longer = tensors_of(3, 2), tensors_of(contract.SHAPE_CLASSES[0]["C"], 2)
+    answer = check_answer(answer_to(longer), question)
+    for name, array in answer_to(question).items():
+        assert answer[name].shape == array.shape
+    with pytest.raises(ServerError, match="the server sent"):
+        check_answer(answer_to(tensors_of(5, 2)), question)
+
+
 @pytest.mark.parametrize(("candidates", "behaviours"), [(1, 0), (3, 2), (1024, 1024)])
 def test_tensors_in_shared_memory_do_not_overlap(candidates: int, behaviours: int) -> None:
     layout = plan_layout(tensors_of(candidates, behaviours), EXPLAINED_OUTPUTS)
@@ -184,8 +193,12 @@ def test_what_is_written_to_shared_memory_can_be_read_and_is_gone_afterwards() -
         tensors = tensors_of()
         layout = plan_layout(tensors, EXPLAINED_OUTPUTS)
         region.write(layout, tensors)
-        for name, array in region.read(layout).items():
-            assert array.shape == answer_to(tensors)[name].shape
+        shapes = {name: array.shape for name, array in answer_to(tensors).items()}
+        for name, array in region.read(layout, shapes).items():
+            assert array is not None
+            assert array.shape == shapes[name]
+        too_large = {name: (*shape, 10**6) for name, shape in shapes.items()}
+        assert set(region.read(layout, too_large).values()) == {None}
         other = pool.take()
         assert other is not None
         assert other.name != region.name

@@ -20,6 +20,7 @@ from airserve.client.retry import (
     was_answered,
 )
 from airserve.errors import UserError
+from airserve.triton.admission import Admission
 
 
 class Top(random.Random):
@@ -118,6 +119,7 @@ def test_an_impossible_policy_is_refused_by_name(wrong: dict[str, float]) -> Non
 def test_only_calls_that_are_certainly_over_leave_their_memory_free() -> None:
     assert was_answered("StatusCode.INVALID_ARGUMENT", "anything")
     assert was_answered(UNAVAILABLE, f"[request id: 1] {QUEUE_FULL} of 16")
+    assert was_answered(UNAVAILABLE, Admission(max_requests=8, budget_s=1.0).refusal())
     assert not was_answered(UNAVAILABLE, "Socket closed")
     assert not was_answered("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded")
     assert not was_answered("StatusCode.CANCELLED", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from airserve import contract
 from airserve.errors import UserError
+from airserve.triton.config_names import PLAN_MANIFEST
 from airserve.triton.server import ServerSettings, ServerTls, TraceSettings, TritonServer
 
 
@@ -69,3 +71,21 @@ def test_traces_go_to_a_collector_or_to_a_file(repository: Path, tmp_path: Path)
     assert "--trace-config=rate=5" in to_file
     with pytest.raises(UserError, match="one_in"):
         TraceSettings(target="x", one_in=0)
+
+
+def test_another_triton_is_run_with_the_same_arguments_and_must_exist(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tritonserver: expected the server's program"):
+        ServerSettings(repository=repository, tritonserver=tmp_path / "none")
+    program = tmp_path / "tritonserver"
+    program.touch()
+    arguments = TritonServer(ServerSettings(repository=repository, tritonserver=program)).arguments()
+    assert f"--model-repository={repository.resolve()}" in arguments
+    assert not any(argument.startswith("--backend-directory") for argument in arguments)
+
+
+def test_a_version_compatible_plan_is_served_as_one(repository: Path) -> None:
+    version = repository / contract.RANKER_MODEL / "1"
+    version.mkdir(parents=True)
+    (version / PLAN_MANIFEST).write_text(json.dumps({"version_compatible": True}))
+    arguments = TritonServer(ServerSettings(repository=repository)).arguments()
+    assert "--backend-config=tensorrt,version-compatible=true" in arguments

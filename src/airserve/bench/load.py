@@ -18,28 +18,18 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
-from tritonclient.grpc import service_pb2
 
-from airserve import contract
+from airserve.client.raw import INFER, encode_infer
 from airserve.client.wire import PLAIN_OUTPUTS
 
 Array = npt.NDArray[Any]
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 OK = "OK"
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 
 
 def encode_call(tensors: Mapping[str, Array], outputs: Sequence[str] = PLAIN_OUTPUTS) -> bytes:
     """The gRPC message of a call to the public model."""
-    request = service_pb2.ModelInferRequest(model_name=contract.ENSEMBLE_MODEL)
-    for spec in contract.REQUEST:
-        array = tensors[spec.name]
-        request.inputs.add(name=spec.name, datatype=spec.triton_dtype, shape=array.shape)
-        request.raw_input_contents.append(np.ascontiguousarray(array).tobytes())
-    for name in outputs:
-        request.outputs.add(name=name)
-    message: bytes = request.SerializeToString()
-    return message
+    return encode_infer(tensors, outputs)
 
 
 class Wire:

@@ -1,7 +1,8 @@
 """What a server does when far more is asked than it can answer.
 
 Peak: what the same generator gets in a closed loop just before and just after. Goodput: calls answered with OK within
-the deadline, per second, while `factor` times the peak is offered in an open loop. Calls themselves may take
+the deadline, per second, while `factor` times the peak is offered in an open loop, counted from `lead_s` on (when the
+queue has filled) until the last call is sent. Calls themselves may take
 `watchdog_s`: one that is not answered by then hangs.
 """
 
@@ -34,6 +35,8 @@ class OverloadSettings:
     """Length of the overload and of each measurement of the peak."""
     deadline_s: float = 1.0
     """An answer later than this is not counted as goodput, and a refusal must come within it."""
+    lead_s: float = 1.0
+    """Not counted at the start of the overload; less than `seconds`."""
     watchdog_s: float = 10.0
     concurrency: int = 32
     """Calls in flight when the peak is measured."""
@@ -43,6 +46,10 @@ class OverloadSettings:
             value = getattr(self, name)
             if value <= 0:
                 raise UserError(name, expected="more than 0", got=str(value), remedy="raise it")
+        if not 0 <= self.lead_s < self.seconds:
+            raise UserError(
+                "lead_s", expected=f"0 to less than {self.seconds:g}", got=str(self.lead_s), remedy="lower it"
+            )
 
 
 @dataclass(kw_only=True)
@@ -60,13 +67,16 @@ def open_loop(url: str, messages: Sequence[bytes], rate: float, settings: Overlo
     """Send `rate` calls per second whether or not they are answered, then wait for all answers."""
     outcome, lock = Offered(), threading.Lock()
     idle = threading.Semaphore(0)
+    begin = time.perf_counter()
 
     def sent_at(start: float) -> Any:
         def done(status: str) -> None:
-            spent_s = time.perf_counter() - start
+            now = time.perf_counter()
+            spent_s = now - start
             with lock:
                 outcome.statuses[status] += 1
-                outcome.good += status == OK and spent_s <= settings.deadline_s
+                counts = spent_s <= settings.deadline_s and settings.lead_s <= now - begin <= settings.seconds
+                outcome.good += status == OK and counts
                 if status == UNAVAILABLE:
                     outcome.refused_ms.append(1e3 * spent_s)
             idle.release()
@@ -123,7 +133,7 @@ def measure_overload(url: str, messages: Sequence[bytes], settings: OverloadSett
     known = outcome.statuses[OK] + outcome.statuses[UNAVAILABLE] + outcome.statuses[HANGS]
     refused_ms = np.array(outcome.refused_ms or [0.0])
     return {
-        "goodput_share": round(outcome.good / outcome.seconds / best, 3) if best else 0.0,
+        "goodput_share": round(outcome.good / (settings.seconds - settings.lead_s) / best, 3) if best else 0.0,
         "hung": outcome.statuses[HANGS],
         "recovery_s": round(recovered_s, 3),
         "peak_per_s": round(best, 1),

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import grpc
 import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from airserve.client.core import Call, ClientCore, Outcome, RankPlan, Steps
+from airserve.client.core import Call, ClientCore, Infer, Outcome, RankPlan, Steps
+from airserve.client.raw import as_server_exception, decode_infer, infer_method
 from airserve.client.request import Id, RankRequest
 from airserve.client.result import RankResult
 from airserve.client.wire import Tensors
@@ -28,6 +30,7 @@ class AsyncRankClient(ClientCore):
     """
 
     _channel: Any = None
+    _send: Any = None
     _connecting: asyncio.Lock | None = None
     _connected = False
 
@@ -46,6 +49,7 @@ class AsyncRankClient(ClientCore):
         async with self._connecting:
             if self._channel is None:
                 self._channel = triton.InferenceServerClient(self.url, **self.channel_settings)
+                self._send = infer_method(self._channel)
             if not self._connected:
                 await self._run(self.connect_steps())
                 self._connected = True
@@ -68,6 +72,13 @@ class AsyncRankClient(ClientCore):
             steps.close()
 
     async def _perform(self, step: Any) -> Any:
+        if isinstance(step, Infer):
+            if self._send is not None:
+                try:
+                    return decode_infer(await self._send(step.message(), timeout=step.timeout_s))
+                except grpc.RpcError as error:
+                    raise as_server_exception(error) from None
+            step = self.spelled_out(step)
         if isinstance(step, Call):
             return await getattr(self._channel, step.method)(**step.arguments)
         return await asyncio.sleep(step.seconds)

@@ -19,6 +19,7 @@ from airserve import contract
 from airserve.client.agreement import check_agreement
 from airserve.client.connection import KeepAlive, TlsSettings, channel_settings
 from airserve.client.plan import Part, merge_answers, plan_calls
+from airserve.client.raw import arrays_of, encode_infer
 from airserve.client.regions import REGION_BYTES, Region, RegionPool
 from airserve.client.request import Id, RankRequest, encode_items, to_tensors
 from airserve.client.result import RankResult, from_tensors
@@ -65,13 +66,26 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Infer:
+    """Send a call with its tensors in the message; the outcome is for `raw.arrays_of`."""
+
+    tensors: Tensors
+    outputs: Sequence[str]
+    timeout_s: float
+
+    def message(self) -> bytes:
+        """The call, encoded."""
+        return encode_infer(self.tensors, self.outputs, timeout_us=max(1, round(self.timeout_s * 1e6)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wait:
     """Do nothing for a while."""
 
     seconds: float
 
 
-Steps = Generator[Call | Wait, Any, Outcome]
+Steps = Generator[Call | Infer | Wait, Any, Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +249,10 @@ class ClientCore:
         limit = f" (deadline of {deadline.timeout_s:g} s)" if status == DEADLINE_EXCEEDED else ""
         return ServerError(f"{self.url}: {error.message()}{tried}{limit}", status=status)
 
+    def spelled_out(self, step: Infer) -> Call:
+        """The same call for tritonclient's own `infer`."""
+        return self._infer(make_inputs(step.tensors), make_outputs(step.outputs), step.timeout_s)
+
     def _infer(self, inputs: list[Any], outputs: list[Any], remaining_s: float) -> Call:
         return Call(
             method="infer",
@@ -256,8 +274,8 @@ class ClientCore:
                 region = yield from self._reclaim(self._regions, remaining_s)
             if region is not None:
                 return (yield from self._shared_attempt(self._regions, region, layout, tensors, remaining_s))
-        answer = yield self._infer(make_inputs(tensors), make_outputs(outputs), remaining_s)
-        return {name: answer.as_numpy(name) for name in outputs}
+        answer = yield Infer(tensors=tensors, outputs=outputs, timeout_s=remaining_s)
+        return dict(arrays_of(answer, outputs))
 
     def _reclaim(self, pool: RegionPool, remaining_s: float) -> Steps[Region | None]:
         """A region that an unanswered call left behind, if the server no longer uses it."""
@@ -290,20 +308,19 @@ class ClientCore:
             fresh = not region.registered
             if fresh:
                 yield from self._register(region, remaining_s)
+            call = self._infer(
+                make_shared_inputs(layout, region.name), make_shared_outputs(layout, region.name), remaining_s
+            )
             try:
-                yield self._infer(
-                    make_shared_inputs(layout, region.name), make_shared_outputs(layout, region.name), remaining_s
-                )
+                answer = yield call
             except InferenceServerException as error:
                 if fresh or region.name not in str(error.message()):
                     raise
                 # A server that was started again does not know the regions of its predecessor.
                 yield from self._register(region, remaining_s)
-                yield self._infer(
-                    make_shared_inputs(layout, region.name), make_shared_outputs(layout, region.name), remaining_s
-                )
+                answer = yield call
             answered = True
-            return dict(region.read(layout))
+            return region.read(layout, {each.name: tuple(each.shape) for each in answer.get_response().outputs})
         except InferenceServerException as error:
             answered = was_answered(str(error.status()), str(error.message()))
             raise

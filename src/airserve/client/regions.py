@@ -8,10 +8,12 @@ aside. The server refuses to unregister a region that it is using: once it agree
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -70,12 +72,16 @@ class Region:
             if at.n_bytes:
                 shm.set_shared_memory_region(self._handle, [np.ascontiguousarray(tensors[at.spec.name])], at.offset)
 
-    def read(self, layout: Layout) -> dict[str, npt.NDArray[Any]]:
-        """Copy a call's outputs out."""
-        return {
-            at.spec.name: shm.get_contents_as_numpy(self._handle, at.spec.dtype, at.shape, at.offset).copy()
-            for at in layout.outputs
-        }
+    def read(self, layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, npt.NDArray[Any] | None]:
+        """Copy a call's outputs out, in the shapes that the server says; None where it says none or one too large."""
+        outputs: dict[str, npt.NDArray[Any] | None] = {}
+        for at in layout.outputs:
+            shape = shapes.get(at.spec.name, ())
+            outputs[at.spec.name] = None
+            if shape and math.prod(shape) <= math.prod(at.shape):
+                array = shm.get_contents_as_numpy(self._handle, at.spec.dtype, shape, at.offset)
+                outputs[at.spec.name] = array.copy()
+        return outputs
 
     def destroy(self) -> None:
         """Unlink the memory; it is freed once the server has unmapped it too."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from airserve.errors import UserError
+from airserve.errors import TOO_BUSY, UserError
 
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
 DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
@@ -140,4 +140,6 @@ def next_delay_s(
 
 def was_answered(status: str, message: str) -> bool:
     """Whether a failed call is certainly over at the server, so that it no longer touches memory shared with it."""
-    return status in REFUSALS or (status == UNAVAILABLE and (NOT_REACHED in message or QUEUE_FULL in message))
+    return status in REFUSALS or (
+        status == UNAVAILABLE and any(sign in message for sign in (NOT_REACHED, QUEUE_FULL, TOO_BUSY))
+    )

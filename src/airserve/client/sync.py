@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import grpc
 import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from airserve.client.core import Call, ClientCore, Outcome, Steps
+from airserve.client.core import Call, ClientCore, Infer, Outcome, Steps
+from airserve.client.raw import as_server_exception, decode_infer, infer_method
 from airserve.client.request import Id, RankRequest
 from airserve.client.result import RankResult
 from airserve.client.wire import Tensors, make_inputs
@@ -30,6 +32,7 @@ class RankClient(ClientCore):
 
     def _open(self) -> None:
         self._channel = triton.InferenceServerClient(self.url, **self.channel_settings)
+        self._send = infer_method(self._channel)
         try:
             self._run(self.connect_steps())
         except BaseException:
@@ -53,6 +56,13 @@ class RankClient(ClientCore):
             steps.close()
 
     def _perform(self, step: Any) -> Any:
+        if isinstance(step, Infer):
+            if self._send is not None:
+                try:
+                    return decode_infer(self._send(step.message(), timeout=step.timeout_s))
+                except grpc.RpcError as error:
+                    raise as_server_exception(error) from None
+            step = self.spelled_out(step)
         if isinstance(step, Call):
             return getattr(self._channel, step.method)(**step.arguments)
         return time.sleep(step.seconds)

@@ -72,14 +72,14 @@ def make_outputs(names: Sequence[str]) -> list[Any]:
     return [triton.InferRequestedOutput(response_spec(name).name) for name in names]
 
 
-def response_shape(spec: TensorSpec, tensors: Tensors) -> tuple[int, ...]:
-    """Shape of an output for a request of these tensors."""
-    batch, candidates = tensors[contract.CANDIDATE_ITEMS.name].shape
-    return (batch, *(candidates if size < 0 else size for size in spec.dims))
+def response_shape(spec: TensorSpec, tensors: Tensors, candidates: int = 0) -> tuple[int, ...]:
+    """Shape of an output for a request of these tensors, with another number of candidates when one is given."""
+    batch, asked = tensors[contract.CANDIDATE_ITEMS.name].shape
+    return (batch, *((candidates or asked) if size < 0 else size for size in spec.dims))
 
 
 def check_answer(answer: Mapping[str, npt.NDArray[Any] | None], tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
-    """Refuse an answer that does not have the shape of the question.
+    """Refuse an answer that does not have the shape of the question; cut padding candidates off its end.
 
     Raises:
         ServerError: with status INTERNAL, naming the tensor.
@@ -88,6 +88,12 @@ def check_answer(answer: Mapping[str, npt.NDArray[Any] | None], tensors: Tensors
     for name, array in answer.items():
         spec = response_spec(name)
         shape = response_shape(spec, tensors)
+        if array is not None and "C" in spec.axes and array.shape[1:2] > shape[1:2]:
+            padded = array.shape[1]
+            if padded in {each["C"] for each in contract.SHAPE_CLASSES} and array.shape == response_shape(
+                spec, tensors, padded
+            ):
+                array = array[:, : shape[1]]
         if array is None or array.dtype != spec.dtype or array.shape != shape:
             got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise ServerError(
@@ -103,6 +109,7 @@ class Placed:
 
     spec: TensorSpec
     shape: tuple[int, ...]
+    """With room for padding candidates, where it is an output."""
     offset: int
 
     @property
@@ -125,7 +132,8 @@ def plan_layout(tensors: Tensors, outputs: Sequence[str]) -> Layout:
     placed: list[Placed] = []
     end = 0
     sized = [(spec, tensors[spec.name].shape) for spec in contract.REQUEST]
-    sized += [(spec, response_shape(spec, tensors)) for spec in map(response_spec, outputs)]
+    most = contract.MAX_CANDIDATES
+    sized += [(spec, response_shape(spec, tensors, most)) for spec in map(response_spec, outputs)]
     for spec, shape in sized:
         placed.append(Placed(spec=spec, shape=tuple(shape), offset=end))
         end += -(-placed[-1].n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

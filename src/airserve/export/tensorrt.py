@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
+from airserve.export.runtime import runtime
 from airserve.triton.config_names import FP16_FILE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 
 TIMING_CACHE = "timing.cache"
@@ -110,8 +110,8 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
         raise EngineError(f"tensorrt {trt.__version__}: did not build {graph}: {error}") from error
     _write(settings.engine / PLAN_FILE, plan)
     about = {
+        **runtime(),
         "tensorrt": trt.__version__,
-        "gpu": gpu_name(),
         "precision": "fp16" if settings.fp16 else "fp32",
         "version_compatible": settings.version_compatible,
         "hardware_compatible": settings.hardware_compatible,
@@ -120,16 +120,6 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
     }
     _write(settings.engine / PLAN_MANIFEST, json.dumps(about, indent=1).encode())
     return about
-
-
-def gpu_name() -> str:
-    """GPU and driver of this machine as `nvidia-smi` says them, `unknown` without it."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return said.splitlines()[0].strip() if said.strip() else "unknown"
 
 
 def plan_identity(engine: Path, plan: bytes) -> dict[str, Any]:

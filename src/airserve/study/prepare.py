@@ -170,6 +170,8 @@ def study_settings(*, fast: bool) -> TrainSettings:
     """How the study's models are trained; `fast` is a toy for tests, whose figures mean nothing."""
     if not fast:
         return TrainSettings(
+            # As patient as long: a schedule that decays is at its best late.
+            sequence_fit=FitSettings(learning_rate=2e-3, epochs=8, patience=8),
             intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=2),
             rank_batch=(16, 64),
             rank_negatives=64,

@@ -59,8 +59,10 @@ class IntentTable:
     def rows(self, items: Array) -> npt.NDArray[np.int32]:
         """Catalogue rows of int64 item ids, any shape: PAD_ROW for PAD_ITEM, UNKNOWN_ROW for unknown ids."""
         position, found = _find(self.items, items)
-        rows = np.where(found, position + contract.FIRST_ITEM_ROW, contract.UNKNOWN_ROW).astype(np.int32)
-        rows[items == contract.PAD_ITEM] = contract.PAD_ROW
+        position += contract.FIRST_ITEM_ROW
+        rows: npt.NDArray[np.int32] = np.where(found, position.astype(np.int32), np.int32(contract.UNKNOWN_ROW))
+        if not found.all():
+            rows[items == contract.PAD_ITEM] = contract.PAD_ROW
         return rows
 
     def path_numbers(self, rows_BL: Array, actions_BL: Array, segment_B1: Array) -> npt.NDArray[np.int32]:
@@ -71,11 +73,14 @@ class IntentTable:
         n_segments = self.manifest.n_segments
         segment = np.where(segment_B1 < n_segments, segment_B1, 0)
         position, found = _find(self._kinds, kind_keys(rows_BL, actions_BL, segment, n_segments))
-        if segment.any() and not found.all():
+        if found.all() and len(self._kinds):
+            every: npt.NDArray[np.int32] = self.arrays.kind_paths.take(position, axis=0)
+            return every
+        if segment.any():
             at_0, found_0 = _find(self._kinds, kind_keys(rows_BL, actions_BL, 0, n_segments))
             position = np.where(found, position, at_0)
             found |= found_0
-        numbers: npt.NDArray[np.int32] = self.arrays.item_paths[rows_BL]
+        numbers: npt.NDArray[np.int32] = self.arrays.item_paths.take(rows_BL, axis=0)
         numbers[found] = self.arrays.kind_paths[position[found]]
         return numbers
 
@@ -97,10 +102,11 @@ class IntentTable:
             items_BL = np.full(empty, contract.PAD_ITEM, dtype=np.int64)
             actions_BL = np.full(empty, contract.PAD_ACTION, dtype=np.int32)
             ages_s_BL = np.zeros(empty, dtype=np.float32)
-        rows_BL = self.rows(items_BL)
+        n_behaviours = items_BL.shape[1]
+        # One search for both: NumPy's calls, not their elements, are the cost.
+        rows = self.rows(np.concatenate((items_BL, request[contract.CANDIDATE_ITEMS.name]), axis=1))
+        rows_BL, rows_BC = (np.ascontiguousarray(part) for part in (rows[:, :n_behaviours], rows[:, n_behaviours:]))
         numbers_BLP = self.path_numbers(rows_BL, actions_BL, request[contract.USER_SEGMENT.name])
-        covered = (numbers_BLP[:, :, 0] >= 0).sum(axis=1, keepdims=True)
-        real = (rows_BL != contract.PAD_ROW).sum(axis=1, keepdims=True)
         trees = [
             compose_tree(self.arrays.paths, len(self.node_vectors), numbers_LP, ages_s_L)
             for numbers_LP, ages_s_L in zip(numbers_BLP, ages_s_BL, strict=True)
@@ -108,22 +114,31 @@ class IntentTable:
         n_levels = contract.MAX_DEPTH
         return {
             contract.BEHAVIOUR_ROWS.name: rows_BL,
-            contract.BEHAVIOUR_CHAINS.name: np.stack([tree.behaviour_chains for tree in trees]),
+            contract.BEHAVIOUR_CHAINS.name: _stack_padded(
+                [tree.behaviour_chains for tree in trees], numbers_BLP.shape[2:]
+            ),
             contract.TREE_NODES.name: _stack_padded([tree.nodes for tree in trees], ()),
             contract.CHAIN_SLOTS.name: _stack_padded([tree.chain_slots for tree in trees], (n_levels,)),
-            contract.CANDIDATE_ROWS.name: self.rows(request[contract.CANDIDATE_ITEMS.name]),
-            contract.COVERAGE.name: (covered / np.maximum(real, 1)).astype(np.float32),
+            contract.CANDIDATE_ROWS.name: rows_BC,
+            contract.COVERAGE.name: np.array(
+                [[_coverage(*one)] for one in zip(numbers_BLP, rows_BL, strict=True)], dtype=np.float32
+            ),
             contract.TABLE_VERSION.name: np.full((len(trees), 1), self.table_version, dtype=np.int64),
         }
+
+
+def _coverage(numbers_LP: Array, rows_L: Array) -> float:
+    """Share of one request's behaviours that have a path."""
+    return int(np.count_nonzero(numbers_LP[:, 0] >= 0)) / max(int(np.count_nonzero(rows_L)), 1)
 
 
 def _find(ascending: Array, needles: Array) -> tuple[Array, Array]:
     """Positions of the needles in an ascending array of the same dtype, and which of them are there."""
     if ascending.size == 0:
         return np.zeros(needles.shape, dtype=np.int64), np.zeros(needles.shape, dtype=np.bool_)
-    position = np.searchsorted(ascending, needles)
+    position = ascending.searchsorted(needles)
     np.minimum(position, ascending.size - 1, out=position)
-    return position, ascending[position] == needles
+    return position, ascending.take(position) == needles
 
 
 def _stack_padded(rows: Sequence[Array], tail: tuple[int, ...]) -> Array:
@@ -173,6 +188,26 @@ def merge_lookups(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
             start = stop
         merged[name] = joined
     return merged
+
+
+def pad(part: Mapping[str, Array], extents: Mapping[str, int]) -> dict[str, Array]:
+    """One call with every axis that varies padded to a size.
+
+    Args:
+        part: tensors named in `contract.REQUEST` or `contract.LOOKUP_OUTPUTS`.
+        extents: axis name to size, at least as large as in `part`.
+    """
+    padded: dict[str, Array] = {}
+    for name, array in part.items():
+        spec = _SPECS[name]
+        sizes = (extents.get(axis, size) for axis, size in zip(spec.axes[1:], array.shape[1:], strict=True))
+        shape = (len(array), *sizes)
+        if shape == array.shape:
+            padded[name] = array
+            continue
+        padded[name] = np.full(shape, _PADDING.get(name, 0), dtype=spec.dtype)
+        padded[name][tuple(slice(size) for size in array.shape)] = array
+    return padded
 
 
 _EXTENT_BY: dict[str, contract.TensorSpec] = {

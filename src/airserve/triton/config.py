@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE
+from airserve.triton.config_names import ONNX_FILE, PADS, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US
 from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
@@ -27,6 +27,8 @@ TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime", "tensorrt")
 Variant = Literal["stepwise", "fused"]
 DEFAULT_VARIANT: dict[Target, Variant] = {"embedded": "fused", "onnxruntime": "stepwise", "tensorrt": "stepwise"}
 """On one machine without a GPU the hand-over costs more than a step; a compiled backend needs the steps."""
+GRAPH_BATCHES = (1, 2, 4, 8, 16)
+"""Batches that a CUDA graph is captured for; others launch their kernels one by one."""
 WARMUP_SIZE = 128
 """L and C of the warm-up requests in the configuration."""
 
@@ -39,10 +41,12 @@ class ServingSettings:
     """`stepwise` or `fused` (`embedded` only); the target's default when None."""
     max_queue_delay_us: int = 0
     """How long a step waits for more requests to batch, microseconds. At 0 a batch is what came during the last one."""
-    max_queue_size: int = 64
-    """Requests that wait in front of the first step; more are refused as UNAVAILABLE."""
-    queue_timeout_us: int = 500_000
-    """A request that waited this long in a queue is refused as UNAVAILABLE, microseconds."""
+    max_queue_size: int = 256
+    """Requests that wait in front of a step and are answered; more are refused as UNAVAILABLE."""
+    queue_timeout_us: int = 250_000
+    """Microseconds of work that may wait in front of a step; what is beyond is refused as UNAVAILABLE."""
+    max_drained: int = contract.MAX_DRAINED
+    """Requests that a Python model takes from the queue at once; only those beyond the queue's bound are refused."""
     lookup_instances: int = 1
     """Processes that run the lookup."""
     ranker_instances: int = 1
@@ -58,6 +62,7 @@ class ServingSettings:
             "max_queue_delay_us": 0,
             "max_queue_size": 1,
             "queue_timeout_us": 1,
+            "max_drained": 8,
         }
         for name, fewest in bounds.items():
             value = getattr(self, name)
@@ -92,20 +97,29 @@ def _add_tensors(config: Any, inputs: Iterable[TensorSpec], outputs: Iterable[Te
         config.output.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims)
 
 
-def _new(name: str) -> Any:
-    config = pb.ModelConfig(name=name, max_batch_size=contract.MAX_BATCH)
+def _new(name: str, max_batch_size: int = contract.MAX_BATCH) -> Any:
+    config = pb.ModelConfig(name=name, max_batch_size=max_batch_size)
     config.parameters["contract_version"].string_value = str(contract.CONTRACT_VERSION)
     return config
 
 
-def _batching(config: Any, settings: ServingSettings, *, max_queue_size: int) -> None:
-    """Dynamic batching with a queue that is bounded in time, and in size unless that is 0."""
+def _python_model(config: Any, settings: ServingSettings, instances: int) -> None:
+    """Backend, instances, and a queue that the model itself bounds (`airserve/triton/admission.py` says why)."""
+    config.backend = "python"
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    config.parameters[QUEUE_SIZE].string_value = str(settings.max_queue_size)
+    config.parameters[QUEUE_TIMEOUT_US].string_value = str(settings.queue_timeout_us)
+
+
+def _bounded_queue(config: Any, settings: ServingSettings) -> None:
+    """Dynamic batching in front of a compiled backend, whose queue only Triton can bound."""
     config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
     policy = config.dynamic_batching.default_queue_policy
     policy.timeout_action = pb.ModelQueuePolicy.REJECT
     policy.default_timeout_microseconds = settings.queue_timeout_us
     policy.allow_timeout_override = True
-    policy.max_queue_size = max_queue_size
+    policy.max_queue_size = settings.max_queue_size
 
 
 def _warm_up_with_files(config: Any) -> None:
@@ -139,40 +153,51 @@ def _warm_up_with_zeros(config: Any) -> None:
 
 def fused_config(settings: ServingSettings) -> Any:
     """The public model as one Python model: lookup and graph in one process."""
-    config = _new(contract.ENSEMBLE_MODEL)
-    config.backend = "python"
+    config = _new(contract.ENSEMBLE_MODEL, settings.max_drained)
     _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=True)
     config.parameters["threads"].string_value = str(settings.ranker_threads)
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.ranker_instances)
-    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    _python_model(config, settings, settings.ranker_instances)
     _warm_up_with_files(config)
     return config
 
 
-def lookup_config(settings: ServingSettings) -> Any:
+def lookup_config(target: Target, settings: ServingSettings) -> Any:
     """`intent_lookup`: item ids to the rows, nodes and chains of the request's intent tree."""
-    config = _new(contract.LOOKUP_MODEL)
-    config.backend = "python"
-    _add_tensors(config, contract.REQUEST, contract.LOOKUP_OUTPUTS, ragged=True)
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.lookup_instances)
-    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    pads = target != "embedded"
+    config = _new(contract.LOOKUP_MODEL, settings.max_drained)
+    outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if pads else ()))
+    _add_tensors(config, contract.REQUEST, outputs, ragged=True)
+    config.parameters[PADS].string_value = str(int(pads))
+    _python_model(config, settings, settings.lookup_instances)
     _warm_up_with_files(config)
     return config
+
+
+def _capture_graphs(config: Any) -> None:
+    """CUDA graphs for the usual shape class: some 400 small kernels are launched as one."""
+    config.optimization.cuda.graphs = True
+    usual = contract.SHAPE_CLASSES[0]
+    for batch in GRAPH_BATCHES:
+        graph = config.optimization.cuda.graph_spec.add(batch_size=batch)
+        for spec in contract.RANKER_INPUTS:
+            sizes = zip(spec.axes[1:], spec.dims, strict=True)
+            graph.input[spec.name].dim.extend(usual[axis] if size < 0 else size for axis, size in sizes)
 
 
 def ranker_config(target: Target, settings: ServingSettings) -> Any:
     """`intent_ranker`: tree weights, target-aware retrieval, composition and score."""
-    config = _new(contract.RANKER_MODEL)
-    ragged = target == "embedded"
-    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=ragged)
-    _batching(config, settings, max_queue_size=settings.max_queue_size)
+    config = _new(contract.RANKER_MODEL, settings.max_drained if target == "embedded" else contract.MAX_BATCH)
+    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=target == "embedded")
     _warm_up_with_zeros(config)
     if target == "embedded":
-        config.backend = "python"
         config.parameters["threads"].string_value = str(settings.ranker_threads)
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.ranker_instances)
+        _python_model(config, settings, settings.ranker_instances)
         return config
+    _bounded_queue(config, settings)
     config.backend = target
+    config.version_policy.latest.num_versions = 1
+    if target == "tensorrt":
+        _capture_graphs(config)
     config.default_model_filename = PLAN_FILE if target == "tensorrt" else ONNX_FILE
     config.instance_group.add(
         kind=pb.ModelInstanceGroup.KIND_AUTO if target == "onnxruntime" else pb.ModelInstanceGroup.KIND_GPU,
@@ -181,19 +206,21 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
     return config
 
 
-def ensemble_config() -> Any:
+def ensemble_config(target: Target = "embedded") -> Any:
     """`air`, the public model: the lookup, then the ranker."""
+    padded = contract.PADDED_HISTORY if target != "embedded" else {}
     config = _new(contract.ENSEMBLE_MODEL)
     config.platform = "ensemble"
     _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=False)
     lookup = config.ensemble_scheduling.step.add(model_name=contract.LOOKUP_MODEL, model_version=-1)
     ranker = config.ensemble_scheduling.step.add(model_name=contract.RANKER_MODEL, model_version=-1)
     for step, inputs, outputs in (
-        (lookup, contract.REQUEST, contract.LOOKUP_OUTPUTS),
+        (lookup, contract.REQUEST, (*contract.LOOKUP_OUTPUTS, *padded.values())),
         (ranker, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS),
     ):
         for spec in inputs:
-            step.input_map[spec.name] = spec.name
+            source = padded.get(spec.name, spec) if step is ranker else spec
+            step.input_map[spec.name] = source.name
         for spec in outputs:
             step.output_map[spec.name] = spec.name
     return config
@@ -217,7 +244,7 @@ def all_configs(target: Target, settings: ServingSettings | None = None) -> dict
     if settings.variant_for(target) == "fused":
         return {contract.ENSEMBLE_MODEL: render(fused_config(settings))}
     return {
-        contract.LOOKUP_MODEL: render(lookup_config(settings)),
+        contract.LOOKUP_MODEL: render(lookup_config(target, settings)),
         contract.RANKER_MODEL: render(ranker_config(target, settings)),
-        contract.ENSEMBLE_MODEL: render(ensemble_config()),
+        contract.ENSEMBLE_MODEL: render(ensemble_config(target)),
     }

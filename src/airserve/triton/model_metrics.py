@@ -1,26 +1,44 @@
 """Our own Prometheus metrics, from inside Triton's Python models.
 
-Each report to Triton is a message to another process, so counts are kept here and handed over at most
-once in `REPORT_EVERY_S`, with the first batch after that time; on an idle server the last batches' counts wait.
+Each value given to Triton is a message to another process (0.1 to 4 ms), so counts are kept here and a thread hands
+them over every `REPORT_EVERY_S`. Histograms are counters named as Prometheus names a histogram's (`_bucket` with `le`,
+cumulative, `_sum`, `_count`): Triton's own histograms take one message per observation.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections import Counter
+from bisect import bisect_left
+from collections import defaultdict
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+log = logging.getLogger(__name__)
+
 REPORT_EVERY_S = 0.5
-COVERAGE_BOUNDS = (0.0, 0.25, 0.5, 0.75, 0.9)
-"""Upper bounds of the coverage histogram's buckets; the rest is `+Inf`."""
-BATCH_BOUNDS = (1, 2, 4, 8, 16)
+COVERAGE = "airserve_coverage"
+BATCH_SIZE = "airserve_batch_size"
+SECONDS = "airserve_execution_seconds"
+REFUSED = "airserve_refused_requests"
+HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
+    COVERAGE: ("Share of a request's behaviours that have intents", (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)),
+    BATCH_SIZE: ("Requests executed together", (1, 2, 4, 8, 16, 32, 64, 128)),
+    SECONDS: (
+        "Time of a request in the model, with its batch, without the queue",
+        (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+    ),
+}
+"""Name: what it says, and the buckets' upper bounds."""
+Key = tuple[str, str, str]
 
 
-def bucket(value: float, bounds: tuple[float, ...]) -> str:
-    """The smallest bound that a value does not exceed, as a label."""
-    return next((f"{bound:g}" for bound in bounds if value <= bound), "+Inf")
+_BUCKET_KEYS: dict[str, tuple[Key, ...]] = {
+    name: tuple((f"{name}_bucket", "le", label) for label in (*(f"{bound:g}" for bound in bounds), "+Inf"))
+    for name, (_, bounds) in HISTOGRAMS.items()
+}
 
 
 class ModelMetrics:
@@ -28,51 +46,78 @@ class ModelMetrics:
 
     Args:
         table_version: of the table that it serves; None when it serves none.
+        published_s: when that table was written, Unix time.
     """
 
-    def __init__(self, table_version: int | None = None) -> None:
-        self._pending: Counter[tuple[str, str, str]] = Counter()
-        self._last = time.monotonic()
-        self._families = {
-            name: pb_utils.MetricFamily(name=name, description=about, kind=pb_utils.MetricFamily.COUNTER)
-            for name, about in (
-                ("airserve_requests_by_coverage", "Requests by the share of behaviours with intents, at most `le`"),
-                ("airserve_batches_by_size", "Batches by the requests executed in them, at most `le`"),
-                ("airserve_refused_requests", "Requests refused, by tensor or reason"),
-            )
-        }
-        self._counters: dict[tuple[str, str, str], Any] = {}
+    def __init__(self, table_version: int | None = None, published_s: float = 0.0) -> None:
+        self._pending: defaultdict[Key, float] = defaultdict(float)
+        self._lock = threading.Lock()
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[Key, Any] = {}
+        for name, (about, _) in HISTOGRAMS.items():
+            for part in ("bucket", "sum", "count"):
+                self._counter(f"{name}_{part}", about)
+        self._counter(REFUSED, "Requests refused, by tensor or reason")
         if table_version is not None:
             self._gauge("airserve_table_version", "Version of the table served", float(table_version))
+            self._gauge("airserve_table_published_seconds", "When the table was written, Unix time", published_s)
             self._gauge("airserve_table_loaded_seconds", "When the table was loaded, Unix time", time.time())
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._report_often, name="metrics", daemon=True)
+        self._thread.start()
+
+    def _counter(self, name: str, about: str) -> None:
+        self._families[name] = pb_utils.MetricFamily(name=name, description=about, kind=pb_utils.MetricFamily.COUNTER)
 
     def _gauge(self, name: str, about: str, value: float) -> None:
         family = pb_utils.MetricFamily(name=name, description=about, kind=pb_utils.MetricFamily.GAUGE)
         metric = family.Metric(labels={})
         metric.set(value)
         self._families[name] = family
-        self._counters[name, "", ""] = metric
+        self._metrics[name, "", ""] = metric
 
-    def count_coverage(self, coverage: float) -> None:
+    def _observe(self, name: str, value: float, times: int = 1) -> None:
+        bounds = HISTOGRAMS[name][1]
+        with self._lock:
+            for key in _BUCKET_KEYS[name][bisect_left(bounds, value) :]:
+                self._pending[key] += times
+            self._pending[f"{name}_count", "", ""] += times
+            self._pending[f"{name}_sum", "", ""] += times * value
+
+    def observe_coverage(self, coverage: float) -> None:
         """One request was looked up."""
-        self._pending["airserve_requests_by_coverage", "le", bucket(coverage, COVERAGE_BOUNDS)] += 1
+        self._observe(COVERAGE, coverage)
 
-    def count_refusal(self, reason: str) -> None:
-        """One request was refused."""
-        self._pending["airserve_refused_requests", "reason", reason] += 1
+    def count_refusal(self, reason: str, times: int = 1) -> None:
+        """Requests were refused."""
+        with self._lock:
+            self._pending[REFUSED, "reason", reason] += times
 
-    def count_batch(self, requests: int) -> None:
-        """One batch was executed; hands counts over when it is time."""
-        self._pending["airserve_batches_by_size", "le", bucket(requests, BATCH_BOUNDS)] += 1
-        if time.monotonic() - self._last >= REPORT_EVERY_S:
-            self.report()
+    def observe_batch(self, requests: int, seconds: float) -> None:
+        """A batch of so many answered requests took so long."""
+        if requests:
+            self._observe(BATCH_SIZE, requests)
+            self._observe(SECONDS, seconds, requests)
+
+    def _report_often(self) -> None:
+        while not self._ended.wait(REPORT_EVERY_S):
+            try:
+                self.report()
+            except Exception as error:  # the models serve on without their metrics
+                log.warning("metrics: %r", error)
 
     def report(self) -> None:
         """Hand all counts over to Triton."""
-        self._last = time.monotonic()
-        for key, count in self._pending.items():
+        with self._lock:
+            pending, self._pending = self._pending, defaultdict(float)
+        for key, count in pending.items():
             name, label, value = key
-            if key not in self._counters:
-                self._counters[key] = self._families[name].Metric(labels={label: value})
-            self._counters[key].increment(count)
-        self._pending.clear()
+            if key not in self._metrics:
+                self._metrics[key] = self._families[name].Metric(labels={label: value} if label else {})
+            if count:
+                self._metrics[key].increment(count)
+
+    def close(self) -> None:
+        """End the thread; called when the model is unloaded."""
+        self._ended.set()
+        self._thread.join(timeout=2 * REPORT_EVERY_S)

@@ -6,7 +6,7 @@ NumPy and ONNX Runtime only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,10 @@ import onnxruntime as ort
 from airserve import contract
 from airserve.errors import ArtifactError, UserError
 from airserve.table.lookup import merge_lookups
-from airserve.triton.grouping import Extent, group_by_size
+from airserve.triton.grouping import group_by_size
+from airserve.triton.padding import extent_of
 
 Array = npt.NDArray[Any]
-
-
-def extent_of(inputs: Mapping[str, Array]) -> Extent:
-    """Sizes of one call's ranker inputs."""
-    batch, behaviours = inputs[contract.BEHAVIOUR_ROWS.name].shape
-    return Extent(
-        batch,
-        behaviours,
-        inputs[contract.CANDIDATE_ROWS.name].shape[1],
-        inputs[contract.CHAIN_SLOTS.name].shape[1],
-        inputs[contract.TREE_NODES.name].shape[1],
-    )
 
 
 class RankerSession:
@@ -84,18 +73,30 @@ class RankerSession:
                     remedy="write the repository again with build/write_repository.py",
                 )
 
-    def run(self, parts: Sequence[Mapping[str, Array]], wanted: Sequence[str]) -> list[dict[str, Array]]:
+    def run(
+        self,
+        parts: Sequence[Mapping[str, Array]],
+        wanted: Sequence[str],
+        given_up: Callable[[int], bool] = lambda at: False,
+    ) -> list[dict[str, Array]]:
         """Answer calls of any sizes; those of like size run as one padded batch.
 
         Args:
             parts: the tensors of `contract.RANKER_INPUTS` of each call.
             wanted: names of `contract.RANKER_OUTPUTS` to compute.
+            given_up: whether nobody waits for a call any more; asked before each group.
 
         Returns:
-            For each call, the wanted tensors in its own sizes, contiguous.
+            For each call, the wanted tensors in its own sizes, contiguous; empty where it was given up.
         """
+        if len(parts) == 1 and parts[0][contract.BEHAVIOUR_AGES_S.name].shape[1]:
+            results = self.session.run(list(wanted), dict(parts[0]))
+            return [dict(zip(wanted, results, strict=True))]
         answers: list[dict[str, Array]] = [{} for _ in parts]
-        for group in group_by_size([extent_of(part) for part in parts]):
+        for like_sized in group_by_size([extent_of(part) for part in parts]):
+            group = [at for at in like_sized if not given_up(at)]
+            if not group:
+                continue
             # Also a single call: an empty history has no ages, while its lookup has one padded row.
             merged = merge_lookups([parts[at] for at in group])
             results = self.session.run(list(wanted), merged)

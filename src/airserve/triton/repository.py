@@ -16,7 +16,7 @@ from airserve import contract
 from airserve.errors import ArtifactError
 from airserve.export.tensorrt import check_plan
 from airserve.triton.config import ServingSettings, Target, all_configs, warmup_files
-from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
+from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST, TABLE_FOLDER, WARMUP_FOLDER
 
 VERSION = "1"
 MODEL_SOURCE = '''"""Source: airserve/triton/python_models/{name}.py."""
@@ -110,6 +110,8 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
     engine_model = contract.ENSEMBLE_MODEL if fused else contract.RANKER_MODEL
     shutil.copytree(source.tables / "serving", fresh / table_model / VERSION / TABLE_FOLDER)
     shutil.copy2(source.engine / engine_file, fresh / engine_model / VERSION / engine_file)
+    if source.target == "tensorrt":
+        shutil.copy2(source.engine / PLAN_MANIFEST, fresh / engine_model / VERSION / PLAN_MANIFEST)
     old = out.with_name(f"{out.name}.old-{os.getpid()}")
     if out.exists():
         out.rename(old)

@@ -23,9 +23,12 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from airserve import contract
 from airserve.errors import EngineError, UserError
+from airserve.export.runtime import check_runtime, runtime
+from airserve.triton.config_names import PLAN_MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,8 @@ class ServerSettings:
     """The model repository to serve."""
     environment: Path = Path(".venv-triton")
     """The virtual environment with nvidia-pytriton and numpy<2."""
+    tritonserver: Path | None = None
+    """A tritonserver to run instead of that environment's, such as the Triton container's."""
     host: str = LOOPBACK
     grpc_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
@@ -122,6 +127,13 @@ class ServerSettings:
                 got="none",
                 remedy="write one with build/write_repository.py",
             )
+        if self.tritonserver is not None and not self.tritonserver.is_file():
+            raise UserError(
+                "tritonserver",
+                expected="the server's program",
+                got=f"{self.tritonserver}, no such file",
+                remedy="leave it out to run the embedded server",
+            )
         ports = {name: getattr(self, name) for name in ("grpc_port", "http_port", "metrics_port")}
         for name, port in ports.items():
             if not 1 <= port <= HIGHEST_PORT:
@@ -133,6 +145,13 @@ class ServerSettings:
             raise UserError(
                 "start_timeout_s", expected="seconds > 0", got=str(self.start_timeout_s), remedy="120 is the default"
             )
+
+
+def plan_of(repository: Path) -> dict[str, Any]:
+    """The manifest of a repository's TensorRT plan, empty without one."""
+    for path in repository.glob(f"{contract.RANKER_MODEL}/*/{PLAN_MANIFEST}"):
+        return dict(json.loads(path.read_text()))
+    return {}
 
 
 def find_site_packages(environment: Path) -> Path:
@@ -190,22 +209,26 @@ class TritonServer:
         return folder
 
     def command(self, backends: Path, site: Path) -> list[str]:
-        """The tritonserver command line."""
+        """The tritonserver command line of the embedded server."""
+        program = site / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+        return [str(program), f"--backend-directory={backends}", "--allow-gpu-metrics=false", *self.arguments()]
+
+    def arguments(self) -> list[str]:
+        """What any tritonserver is told."""
         s = self.settings
+        plan = plan_of(s.repository)
         return [
-            str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
             f"--model-repository={s.repository.resolve()}",
-            f"--backend-directory={backends}",
             f"--grpc-address={s.host}",
             f"--http-address={s.host}",
             f"--metrics-address={s.host}",
             f"--grpc-port={s.grpc_port}",
             f"--http-port={s.http_port}",
             f"--metrics-port={s.metrics_port}",
-            "--allow-gpu-metrics=false",
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--exit-timeout-secs=10",
+            *(["--backend-config=tensorrt,version-compatible=true"] if plan.get("version_compatible") else []),
             *(s.tls.arguments() if s.tls else []),
             *(s.trace.arguments() if s.trace else []),
         ]
@@ -227,13 +250,19 @@ class TritonServer:
         A start that fails because the machine was too busy to run a model's process is tried again.
 
         Raises:
+            ArtifactError: for a TensorRT plan that was built for another TensorRT or GPU.
             EngineError: when it ends or is not ready in time; the end of its log is part of the message.
         """
-        site = find_site_packages(self.settings.environment)
-        backends = self._write_backends(site)
+        if plan := plan_of(self.settings.repository):
+            check_runtime(plan, runtime())
+        if self.settings.tritonserver is not None:
+            command, env = [str(self.settings.tritonserver), *self.arguments()], dict(os.environ)
+        else:
+            site = find_site_packages(self.settings.environment)
+            command, env = self.command(self._write_backends(site), site), self._environment(site)
         for attempt in range(1, START_ATTEMPTS + 1):
             began = time.monotonic()
-            if self._launch(backends, site):
+            if self._launch(command, env):
                 return self
             lines = self.log_path.read_text(errors="replace").splitlines()
             if attempt == START_ATTEMPTS or not any(sign in line for line in lines for sign in FAILED_HANDSHAKES):
@@ -244,12 +273,12 @@ class TritonServer:
         tail = "\n".join(lines[-40:])
         raise EngineError(f"triton: not ready after {time.monotonic() - began:.0f} s; the end of its log:\n{tail}")
 
-    def _launch(self, backends: Path, site: Path) -> bool:
+    def _launch(self, command: list[str], env: dict[str, str]) -> bool:
         """Start the process; whether it became ready in time."""
         with open(self.log_path, "wb") as log_file:
             self._process = subprocess.Popen(
-                self.command(backends, site),
-                env=self._environment(site),
+                command,
+                env=env,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -6,14 +6,17 @@ the Triton container the `tensorrt` or `onnxruntime` backend takes this model's 
 
 from __future__ import annotations
 
-import json
 import os
+import time
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
 from airserve.triton.config_names import ONNX_FILE
+from airserve.triton.model_answers import admission_of, given_up, parameters_of, patience, refuse_from, settle
+from airserve.triton.model_metrics import ModelMetrics
+from airserve.triton.padding import extent_of
 from airserve.triton.ranker_session import RankerSession
 
 OUTPUTS = [spec.name for spec in contract.RANKER_OUTPUTS]
@@ -24,25 +27,42 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph and check that it was exported for this contract."""
-        threads = int(json.loads(args["model_config"])["parameters"]["threads"]["string_value"])
+        settings = parameters_of(args)
         path = os.path.join(args["model_repository"], args["model_version"], ONNX_FILE)
-        self.ranker = RankerSession(path, threads=threads)
+        self.ranker = RankerSession(path, threads=int(settings["threads"]))
+        self.admission = admission_of(settings)
+        self.metrics = ModelMetrics()
+        settle()
+
+    def finalize(self) -> None:
+        """Called when the model is unloaded."""
+        self.metrics.close()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests of a dynamic batch together, those of like size as one padded batch."""
-        parts = [
-            {
+        began = time.perf_counter()
+        responses: list[Any] = [None] * len(requests)
+        parts: list[dict[str, Any]] = []
+        self.admission.begin()
+        for at, request in enumerate(requests):
+            if not self.admission.has_room():
+                refuse_from(responses, at, self.admission, self.metrics)
+                break
+            part = {
                 spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
                 for spec in contract.RANKER_INPUTS
             }
-            for request in requests
-        ]
-        asked = [set(request.requested_output_names()) for request in requests]
+            self.admission.take(extent_of(part).cost())
+            parts.append(part)
+        asked = [set(request.requested_output_names()) for request in requests[: len(parts)]]
         wanted = [name for name in OUTPUTS if any(name in names for names in asked)]
-        answers = self.ranker.run(parts, wanted)
-        return [
-            pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, array) for name, array in answer.items() if name in names]
-            )
-            for names, answer in zip(asked, answers, strict=True)
-        ]
+        for at, answer in enumerate(self.ranker.run(parts, wanted, patience(requests, began))):
+            if not answer:
+                responses[at] = given_up(self.metrics)
+                continue
+            tensors = [pb_utils.Tensor(name, array) for name, array in answer.items() if name in asked[at]]
+            responses[at] = pb_utils.InferenceResponse(tensors)
+        seconds = time.perf_counter() - began
+        self.admission.end(seconds)
+        self.metrics.observe_batch(len(parts), seconds)
+        return responses

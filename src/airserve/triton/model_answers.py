@@ -1,0 +1,80 @@
+"""What the Python models share: their parameters, and how they refuse."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from airserve.errors import ArtifactError
+from airserve.triton.admission import Admission
+from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US, TABLE_FOLDER
+from airserve.triton.model_metrics import ModelMetrics
+
+PATIENCE_S = 0.03
+"""Of a batch, before it is asked whether its requests are still waited for."""
+
+
+def parameters_of(args: dict[str, str]) -> dict[str, str]:
+    """A model's parameters, from what Triton hands to `initialize`."""
+    return {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
+
+
+def admission_of(parameters: dict[str, str]) -> Admission:
+    """The bound of a model's queue, as configured.
+
+    Raises:
+        ArtifactError: for a configuration of an older release, which has none.
+    """
+    missing = [name for name in (QUEUE_SIZE, QUEUE_TIMEOUT_US) if name not in parameters]
+    if missing:
+        raise ArtifactError(
+            "config.pbtxt",
+            expected=f"the parameters {QUEUE_SIZE} and {QUEUE_TIMEOUT_US}",
+            got=f"no {' and no '.join(missing)}",
+            remedy="write the repository again with build/write_repository.py",
+        )
+    return Admission(max_requests=int(parameters[QUEUE_SIZE]), budget_s=int(parameters[QUEUE_TIMEOUT_US]) / 1e6)
+
+
+def settle() -> None:
+    """Called when a model is loaded: what it holds now is not looked through again by the garbage collector."""
+    gc.collect()
+    gc.freeze()
+
+
+def published_s(folder: str) -> float:
+    """When the table beside a model's version was written, Unix time."""
+    return os.stat(os.path.join(folder, TABLE_FOLDER, "manifest.json")).st_mtime
+
+
+def refusal(message: str, code: int | None = None) -> Any:
+    """A response that carries an error."""
+    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
+    return pb_utils.InferenceResponse(error=error)
+
+
+def patience(requests: list[Any], began: float) -> Callable[[int], bool]:
+    """Whether a request of a batch that began at `began` was given up by its client.
+
+    Asking Triton takes 0.1 to 5 ms, so nobody is asked before the batch has taken `PATIENCE_S`.
+    """
+    return lambda at: time.perf_counter() - began > PATIENCE_S and bool(requests[at].is_cancelled())
+
+
+def given_up(metrics: ModelMetrics) -> Any:
+    """The response for a request that nobody waits for."""
+    metrics.count_refusal("cancelled")
+    return refusal("the client gave this request up", pb_utils.TritonError.CANCELLED)
+
+
+def refuse_from(responses: list[Any], first: int, admission: Admission, metrics: ModelMetrics) -> None:
+    """Answer all requests of a batch from number `first` on with UNAVAILABLE."""
+    metrics.count_refusal("queue", len(responses) - first)
+    for at in range(first, len(responses)):
+        responses[at] = refusal(admission.refusal(), pb_utils.TritonError.UNAVAILABLE)

@@ -1,0 +1,114 @@
+"""The ensemble of the compiled targets, whose ranker batches equal shapes only, on a real Triton.
+
+The embedded server has no compiled backend: the Python ranker stands in for it with ragged batches switched off, so
+that Triton's batcher joins requests as it does in front of `tensorrt` or `onnxruntime`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from airserve import contract
+from airserve.bench.inprocess import InProcess
+from airserve.bench.load import OK, Wire, closed_loop, encode_call, executed
+from airserve.bench.synthetic import write_engine, write_tables
+from airserve.bench.workload import WorkloadSettings, make_requests
+from airserve.client import RankClient
+from airserve.client.wire import EXPLAINED_OUTPUTS, PLAIN_OUTPUTS
+from airserve.triton.config import ServingSettings, all_configs
+from airserve.triton.repository import RepositorySource, write_repository
+from airserve.triton.server import ServerSettings, TritonServer
+
+pytestmark = pytest.mark.triton
+ROOT = Path(__file__).resolve().parents[2]
+STEPWISE = ServingSettings(variant="stepwise")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    write_tables(folder / "tables")
+    write_engine(folder / "tables", folder / "engine")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(made: Path) -> InProcess:
+    return InProcess(made / "tables", made / "engine")
+
+
+@pytest.fixture(scope="module")
+def whole_tensors(made: Path) -> Iterator[TritonServer]:
+    source = RepositorySource(tables=made / "tables", engine=made / "engine", settings=STEPWISE)
+    repository = write_repository(source, made / "repository")
+    for model, text in all_configs("onnxruntime", STEPWISE).items():
+        path = repository / model / "config.pbtxt"
+        if model == contract.RANKER_MODEL:
+            config = text_format.Parse(path.read_text(), pb.ModelConfig())
+            for tensor in config.input:
+                tensor.allow_ragged_batch = False
+            text = text_format.MessageToString(config)
+        path.write_text(text)
+    with TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_requests_of_any_size_rank_as_in_process(
+    whole_tensors: TritonServer, local: InProcess, shared_memory: bool
+) -> None:
+    calls = make_requests(local.table, WorkloadSettings(behaviours=40, candidates=200, count=12, mixed=True))
+    with RankClient(whole_tensors.grpc_url, timeout_s=60, shared_memory=shared_memory) as client:
+        for call in calls:
+            served, expected = client.infer(call, PLAIN_OUTPUTS), local.answer(call)
+            for name in PLAIN_OUTPUTS:
+                assert served[name].shape == expected[name].shape
+                np.testing.assert_allclose(served[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        explained = client.infer(calls[0], EXPLAINED_OUTPUTS)
+        assert explained[contract.EVIDENCE.name].shape[1] == calls[0][contract.CANDIDATE_ITEMS.name].shape[1]
+
+
+def test_requests_asked_at_once_get_their_own_answers(whole_tensors: TritonServer, local: InProcess) -> None:
+    calls = make_requests(local.table, WorkloadSettings(behaviours=60, candidates=60, count=24, mixed=True))
+    wrong: list[int] = []
+
+    def ask(first: int) -> None:
+        with RankClient(whole_tensors.grpc_url, timeout_s=60) as client:
+            for at in range(first, len(calls), 6):
+                scores = client.infer(calls[at], PLAIN_OUTPUTS)[contract.SCORES.name]
+                expected = local.answer(calls[at])[contract.SCORES.name]
+                if scores.shape != expected.shape or not np.allclose(scores, expected, rtol=1e-3, atol=1e-3):
+                    wrong.append(at)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_requests_of_different_sizes_batch_together(whole_tensors: TritonServer, local: InProcess) -> None:
+    messages = [encode_call(r) for r in make_requests(local.table, WorkloadSettings(count=64, mixed=True))]
+    before = executed(whole_tensors.grpc_url, contract.RANKER_MODEL)
+    load = closed_loop(whole_tensors.grpc_url, messages, concurrency=16, seconds=3.0, timeout_s=30.0)
+    mean_batch = executed(whole_tensors.grpc_url, contract.RANKER_MODEL).mean_batch_since(before)
+    print(f"mean executed batch {mean_batch:.2f}")
+    assert load.statuses[OK] > 50
+    assert mean_batch > 2.0
+
+
+def test_a_bad_request_is_refused_by_name_and_not_padded(whole_tensors: TritonServer, local: InProcess) -> None:
+    call = make_requests(local.table, WorkloadSettings(behaviours=4, candidates=4, count=1))[0]
+    bad = {**call, contract.BEHAVIOUR_AGES_S.name: np.full((1, 4), np.nan, np.float32)}
+    with Wire(whole_tensors.grpc_url) as wire:
+        status, text = wire.call(encode_call(bad), 30.0)
+    assert status == "INVALID_ARGUMENT"
+    assert contract.BEHAVIOUR_AGES_S.name in text.decode()
