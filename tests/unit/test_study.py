@@ -23,7 +23,7 @@ from airserve.errors import DataError, UserError
 from airserve.study import metrics
 from airserve.study.cache import Run, source_digest
 from airserve.study.metrics import Bootstrap
-from airserve.study.models import MODELS, Study, in_pieces
+from airserve.study.models import MODELS, Study
 from airserve.study.plots import write_figures
 from airserve.study.prepare import prepare, study_settings, without_held_out_histories
 from airserve.study.protocol import Protocol, Ranks, rivals
@@ -272,15 +272,6 @@ def test_every_model_finishes_and_air_beats_popularity_where_themes_decide(
 def test_the_control_without_intents_has_no_fewer_parameters_than_air(finished: tuple[Results, Path]) -> None:
     sizes = {name: finished[0][name][0].report["parameters"] for name in ("air", "no_intents", "air_neither")}
     assert sizes["no_intents"] >= sizes["air"] == sizes["air_neither"], sizes
-
-
-def test_scores_in_pieces_are_the_scores(study: Study, finished: tuple[Results, Path]) -> None:
-    runner = Runner(study, finished[1])
-    state, report = runner.trained("air", 0)
-    scorer, table = MODELS["air"].scorer(study, state, report, runner.trained("sasrec_id_text", 0)[0])
-    domain, batch = next(study.test.batches(table, 4))
-    rows = torch.from_numpy(study.test.pool(domain)).expand(4, -1)
-    assert torch.allclose(in_pieces(scorer, 7)(batch, rows), scorer(batch, rows), atol=1e-5)
 
 
 def test_finished_runs_are_not_repeated(study: Study, finished: tuple[Results, Path]) -> None:
