@@ -29,6 +29,7 @@ import airserve.model.tree
 import airserve.study.losses
 import airserve.study.variants
 import airserve.table.tree
+import airserve.training.evaluation
 import airserve.training.loop
 from airserve.model.ranker import Ranker
 from airserve.model.sequence import SequenceModel
@@ -36,8 +37,7 @@ from airserve.study import losses, metrics, protocol, variants
 from airserve.study.cache import State, digest, source_digest
 from airserve.study.protocol import TestSet
 from airserve.table.lookup import IntentTable
-from airserve.training import baselines, examples, stages
-from airserve.training.checkpoint import new_ranker
+from airserve.training import baselines, checkpoint, examples, stages
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, Task, find_task
 from airserve.training.loop import FitReport
@@ -48,6 +48,8 @@ Report = dict[str, Any]
 NO_LIMIT_MINUTES = 1e6
 """A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
 TUNING_DRAWS = 3
+VALIDATION = (airserve.training.evaluation, Training.__init__, Training._valid_ndcg)
+"""What chooses a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +184,12 @@ class Sequential:
         code = [
             airserve.model.sequence, airserve.model.losses, airserve.model.gather, airserve.training.loop,
             examples.sequence_batches, examples.next_targets, stages.sequence_loss, Training.fit_sequence,
+            *VALIDATION,
         ]  # fmt: skip
         code += [airserve.study.losses] if self.bce else []
         sizes = [asdict(s.ranker.sequence), asdict(s.sequence_fit), s.sequence_negatives, s.sequence_batch]
         return [study.data_digest, self.use_titles, self.bce, sizes, s.steps_per_epoch, s.valid_examples,
-                source_digest(code)]  # fmt: skip
+                s.valid_as_popular_as_training, source_digest(code)]  # fmt: skip
 
     def network(self, study: Study) -> SequenceModel:
         """An untrained one."""
@@ -229,7 +232,8 @@ class Intents:
             airserve.model.ranker, airserve.model.composition, airserve.model.retrieval, airserve.model.tree,
             airserve.model.losses, airserve.training.loop, airserve.table.tree, variants,
             examples.rank_batches, examples.make_request, examples.history, examples.training_targets,
-            stages.intent_loss, Training.fit_intents, Training.choose_blend,
+            examples.last_of_users, stages.intent_loss, Training.fit_intents, Training.choose_blend,
+            checkpoint.new_ranker, checkpoint.item_nodes, *VALIDATION,
         ]  # fmt: skip
         s = asdict(study.train)
         settings = {name: value for name, value in s.items() if not name.startswith("sequence")}
@@ -245,7 +249,7 @@ class Intents:
     def network(self, study: Study, table: IntentTable, base: State | None) -> Ranker:
         """An untrained intent stage on a trained base."""
         settings = replace(study.train.ranker, use_intents=True, use_tree=self.use_tree, use_target=self.use_target)
-        ranker = new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
+        ranker = checkpoint.new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
         ranker.base.load_state_dict(base or {})
         return ranker
 
@@ -303,7 +307,7 @@ MODELS: dict[str, Model] = {
     "popularity": Counted(label="popularity", grid={}, make=_popularity),
     "item_knn": Counted(
         label="item-kNN",
-        grid={"shrinkage": (0.0, 2.0, 10.0), "decay": (1.0, 0.9, 0.75), "last": (10, 50)},
+        grid={"shrinkage": (0.0, 10.0, 50.0), "decay": (1.0, 0.9, 0.75), "last": (10, 50)},
         make=_item_knn,
     ),
     "text_cosine": Counted(
