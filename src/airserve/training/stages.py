@@ -123,7 +123,9 @@ class Training:
             raise DataError("behaviours", expected="events that can be predicted", got="none", remedy="give more data")
         self.valid_weights = np.ones(len(self.valid))
         if settings.valid_as_popular_as_training:
-            self.valid_weights = evaluation.popularity_weights(log.rows[self.valid], log.rows[log.splits == 0], counts)
+            self.valid_weights = evaluation.popularity_weights(
+                log.rows[self.valid], log.rows[training_targets(log, self.task)], counts
+            )
         self.valid_protocol = EvaluationSettings(draws=1, negatives=499, seed=settings.seed + 1)
         self.valid_candidates = evaluation.draw_candidates(log, self.valid, self.valid_protocol)
         self.valid_batches = list(rank_batches(table, log, self.valid, self.task, batch=32))
