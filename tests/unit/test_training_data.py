@@ -252,7 +252,7 @@ def test_averaged_weights_are_kept_and_survive_an_interruption(tmp_path: Path) -
             measured += 1
             if stop_after is not None and measured > stop_after:
                 raise KeyboardInterrupt
-            return float(measured)
+            return float(model.weight.detach())
 
         fit(
             "test",
