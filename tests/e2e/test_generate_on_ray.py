@@ -94,12 +94,14 @@ def test_ray_and_the_local_engine_write_the_same_bytes(small_job, tmp_path):
 
 @pytest.mark.slow
 def test_a_prompt_that_kills_its_actor_is_found_and_the_others_are_answered(tmp_path):
+    # What is tested is how Ray loses actors, so they hold an engine that starts at once.
     program = f"""
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from airserve.intents import ray_pool
 from airserve.intents.answers import content_keys, model_identity, read_parts
-from airserve.intents.engines import Question, Task
+from airserve.intents.engines import Question, Task, checked
+from airserve.intents.schema import format_answer
 from airserve.intents.settings import GenerateSettings
 
 class Watcher:
@@ -114,7 +116,14 @@ class Watcher:
     def count(self, tokens):
         assert tokens.output > 0
 
+class Words:
+    def answer(self, questions, report=None):
+        return [checked(format_answer([("things", one.title)]), output_tokens=5) for one in questions]
+
 class Dying(ray_pool.Answerer):
+    def __init__(self, settings, identity):
+        self.name, self.engine, self.broken, self.ready_at_s = str(os.getpid()), Words(), "", time.time()
+
     def __call__(self, block):
         if "poison" in block.column("title").to_pylist():
             os._exit(1)

@@ -129,3 +129,12 @@ def test_nothing_goes_to_stdout(clock: Clock, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr()
     assert said.out == ""
     assert "reading" in said.err
+
+
+def test_rate_time_left_and_a_note_fit_a_terminal_of_80_columns(clock: Clock, terminal: Terminal) -> None:
+    with Progress("writing intents", 1_000_000, "rows") as bar:
+        clock.now_s += 10
+        bar.advance(12_345, note="12,345 tok/s 91% hit")
+        shown = terminal.getvalue().split("\r")[-1]
+    assert len(shown) < 80
+    assert "1,234 rows/s 800 s left 12,345 tok/s 91% hit" in shown

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -39,7 +40,9 @@ def set_environment(settings: GenerateSettings) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Torch tells on stderr how memory is bound to NUMA nodes, and that Triton, which no CPU needs, is not there.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    for name in ("torch._library.triton", "vllm.triton_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     if settings.is_local:
         os.environ["HF_HUB_OFFLINE"] = "1"
 

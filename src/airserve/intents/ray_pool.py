@@ -40,8 +40,10 @@ PATIENCE = {
     "RAY_gcs_server_request_timeout_seconds": "300",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     "RAY_health_check_timeout_ms": "60000",
+    "RAY_worker_niceness": "0",
 }
-"""Of a Ray that is started here: its own limits end it on a machine that is busy with other work."""
+"""Of a Ray that is started here: on a machine that is busy with other work its own limits end it, and its workers,
+which Ray runs at nice 15, do not get to start."""
 START_TRIES = 5
 """`ray.init` gives its node 30 s, a constant in its source; on two busy cores the first start took longer."""
 OK, AGAIN, FATAL = 0, 1, 2
