@@ -1,8 +1,4 @@
-"""The generation job on a real vLLM: killed, resumed, reused; and the time of asking the model online.
-
-The model is a tiny Qwen3 with random weights, so what is tested is the job; what the shipped model knows is reported by
-its training.
-"""
+"""The generation job on a real vLLM with the shipped model: killed, resumed, reused, poisoned; and asking it online."""
 
 import json
 import os
@@ -37,8 +33,14 @@ CHUNK = 16
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A checkpoint of 200,000 random weights."""
+def model():
+    """The shipped checkpoint."""
+    return ROOT / "offline/intent_lm"
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    """A checkpoint of 200,000 random weights: what it says, only the grammar makes sense of."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
@@ -185,11 +187,27 @@ def test_every_event_kind_has_one_answer_in_the_documented_form(job, data):
         assert all(len(path) <= MAX_DEPTH for path in row["paths"])
 
 
-def test_the_grammar_makes_even_random_weights_answer_in_the_schema(job):
-    rows = pq.read_table(job["out"] / "answers.parquet").to_pylist()
-    uncut = [row for row in rows if row["raw"].endswith("}")]
+def test_a_killed_job_ends_in_the_bytes_of_one_that_nobody_disturbed(job, data, model, tmp_path):
+    finish(start_job(data, tmp_path, model))
+    for name in ("answers.parquet", "dead_letters.parquet"):
+        assert (tmp_path / name).read_bytes() == (job["out"] / name).read_bytes()
+
+
+def test_the_grammar_makes_even_random_weights_answer_in_the_schema(random_model):
+    program = f"""
+import json
+from airserve.intents.engine_vllm import VllmEngine
+from airserve.intents.engines import Question
+from airserve.intents.settings import GenerateSettings
+
+engine = VllmEngine(GenerateSettings(model={str(random_model)!r}))
+questions = [Question(action="view", segment_text="general", title=f"lamp number {{at}}") for at in range(40)]
+print(json.dumps([[answer.raw, answer.valid] for answer in engine.answer(questions)]))
+"""
+    answers = json.loads(run_program(program).splitlines()[-1])
+    uncut = [valid for raw, valid in answers if raw.endswith("}")]
     assert uncut
-    assert all(row["valid"] for row in uncut)
+    assert all(uncut)
 
 
 def test_the_constant_prefix_of_the_prompt_is_computed_once(job):
@@ -256,32 +274,56 @@ def test_asking_the_model_online_is_timed_with_whole_histories(data, model):
     assert result["prompt_tokens_mean"] > result["output_tokens_mean"] > 0
 
 
-def test_poisoned_prompts_are_isolated_in_the_engine_and_the_others_are_answered(model):
+def run_program(program):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_of_poisoned_prompts_only_they_become_dead_letters(model, tmp_path):
     """Token ids outside the vocabulary make vLLM refuse a whole call; 1 % of the prompts have one."""
+    titles = [f"poison {at}" if at % 100 == 42 else f"lamp number {at}" for at in range(200)]
+    rows = {"item_id": list(range(200)), "title": titles}
+    pq.write_table(pa.table(rows), tmp_path / "items.parquet")
+    pq.write_table(pa.table({"item_id": [0], "action": ["order"]}), tmp_path / "behaviours.parquet")
     program = f"""
 import json
+from pathlib import Path
+from airserve.data.sources import bounded_duckdb
+from airserve.intents.answers import model_identity
 from airserve.intents.engine_vllm import VllmEngine
-from airserve.intents.engines import Question
+from airserve.intents.generate import JobInput
 from airserve.intents.settings import GenerateSettings
+from airserve.intents.store import JobStore
+from airserve.intents.workers import do_task
 
 class Poisoned(VllmEngine):
     def prompt_tokens(self, question):
         return super().prompt_tokens(question) + [10**6] * ("poison" in question.title)
 
-titles = ["poison" if at % 100 == 42 else f"lamp number {{at}}" for at in range(200)]
-questions = [Question(action="view", segment_text="general", title=title) for title in titles]
-engine = Poisoned(GenerateSettings(model={str(model)!r}, max_output_tokens=16, retry_temperature=0))
-answers = engine.answer(questions)
-calm = engine.answer([questions[0], questions[1]])
-print(json.dumps([[answer.error, answer.raw] for answer in answers] + [[answer.error, answer.raw] for answer in calm]))
+settings = GenerateSettings(model={str(model)!r})
+source = JobInput(data={str(tmp_path)!r})
+engine = Poisoned(settings)
+with bounded_duckdb(source.memory) as connection:
+    store = JobStore(connection, Path({str(tmp_path)!r}))
+    store.load(*source.sources(), settings, model_identity(settings.model))
+    tasks = list(store.tasks(200))
+    for task in tasks:
+        do_task(engine, task, store.folder)
+    store.read_answers()
+    store.write_answers(store.folder / "answers.parquet")
+    store.write_dead_letters(store.folder / "dead_letters.parquet", {{}})
+calm = [question for question in tasks[0].questions if "poison" not in question.title][:8]
+print(json.dumps([[question.title, answer.raw] for question, answer in zip(calm, engine.answer(calm))]))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
-    assert [place for place, (error, _) in enumerate(answers) if error] == [42, 142]
-    assert "vocabulary" in answers[42][0]
-    assert answers[200:] == answers[:2]
+    calm = dict(json.loads(run_program(program).splitlines()[-1]))
+    letters = {row["text"]: row["reason"] for row in pq.read_table(tmp_path / "dead_letters.parquet").to_pylist()}
+    assert set(letters) == {"poison 42", "poison 142"}
+    assert all("vocabulary" in reason for reason in letters.values())
+    answers = {row["text"]: row for row in pq.read_table(tmp_path / "answers.parquet").to_pylist()}
+    assert all(row["valid"] for title, row in answers.items() if title not in letters)
+    assert calm == {title: answers[title]["raw"] for title in calm}
 
 
 def start_server(model, port):
