@@ -45,6 +45,19 @@ class Server:
 
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Of `--engine ray`."""
+
+    ray_address: str = ""
+    """auto or host:port of a cluster; one is started on this machine where left out."""
+    ray_cpus: float = 1
+    """CPUs reserved for an actor."""
+    ray_gpus: float = 0
+    """GPUs of an actor."""
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """Of vLLM."""
 
@@ -71,9 +84,11 @@ def main(
     plan: bool = False,
     rate: float | None = None,
     max_dead_share: float = 0.1,
+    ask_refused: bool = False,
     memory_mib: int = 1024,
     spill: str | None = None,
     server: Server | None = None,
+    cluster: Cluster | None = None,
     tuning: Tuning | None = None,
 ) -> dict[str, object]:
     """Write `answers.parquet`, `dead_letters.parquet`, `manifest.json` and `report.html`.
@@ -84,17 +99,18 @@ def main(
         items: file, glob or folder in place of the one in `data`.
         behaviours: file, glob or folder in place of the one in `data`.
         model: a checkpoint's folder, or its name on a hub.
-        engine: vllm, or openai (any OpenAI-compatible server).
-        workers: vLLM processes; one a core, on a GPU one.
+        engine: vllm, ray (vLLM on the machines of a Ray cluster), or openai (any OpenAI-compatible server).
+        workers: vLLM processes; one a core, on a GPU one. With ray, actors in the whole cluster.
         limit: ask only this many event kinds, the most frequent; for trying out.
         plan: say what the run would cost, and write nothing.
         rate: prompts per second for the plan; the last run's where left out.
         max_dead_share: exit with status 3 where more of the prompts have no usable answer.
+        ask_refused: ask prompts again that the engine refused in an earlier run.
         memory_mib: of the search for event kinds; what does not fit is spilled.
         spill: folder for that.
     """
-    options = {**asdict(server or Server()), **asdict(tuning or Tuning())}
-    settings = GenerateSettings(model=model, engine=engine, workers=workers, **options)
+    options = {**asdict(server or Server()), **asdict(cluster or Cluster()), **asdict(tuning or Tuning())}
+    settings = GenerateSettings(model=model, engine=engine, workers=workers, ask_refused=ask_refused, **options)
     memory = MemorySettings(memory_mib=memory_mib, spill=spill)
     source = JobInput(data=data, items=items, behaviours=behaviours, limit=limit, memory=memory)
     if plan:

@@ -57,8 +57,10 @@ class Progress:
         share = min(self.done / self.total, 1.0)
         rate = self.done / spent_s if spent_s > 0 else 0.0
         left = f"{max(self.total - self.done, 0) / rate:.0f} s left" if rate and not final else f"{spent_s:.0f} s"
-        bar = "#" * int(16 * share)
-        text = f"{self.title[:22]:22} [{bar:16}] {share:4.0%} {rate:,.0f} {self.unit}/s {left} {self.note}"
+        # With a note the rest is narrower, so that all of it fits 80 columns.
+        width, length = (15, 10) if self.note else (22, 16)
+        bar = "#" * int(length * share)
+        text = f"{self.title[:22]:{width}} [{bar:{length}}] {share:4.0%} {rate:,.0f} {self.unit}/s {left} {self.note}"
         if self._tty:
             sys.stderr.write("\r" + text[:79].ljust(79) + ("\n" if final else ""))
         else:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -46,7 +48,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.busy, self.delay_s = [], 0, 0.0
+        self.asked, self.busy, self.delay_s, self.poison = [], 0, 0.0, POISON
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -68,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.busy > 0:
             self.server.busy -= 1
             self.say(429, {"error": "busy"}, retry_after="0.01")
-        elif POISON in query:
+        elif self.server.poison in query:
             self.say(400, {"error": "bad prompt"})
         else:
             text = "not json" if "nonsense" in query else answer_to(query)
@@ -118,29 +120,39 @@ def outputs(out):
     return {name: (out / name).read_bytes() for name in ("answers.parquet", "dead_letters.parquet")}
 
 
+def kill_at_a_random_moment(server, process, left, chance):
+    """Kill a job while it starts, asks or writes its tables; False where it ended before that."""
+    asked_before = len(server.asked)
+    moment = chance.randint(-left // 4 - 1, left + left // 4 + 1)
+    while 0 <= len(server.asked) - asked_before < min(moment, left) and process.poll() is None:
+        time.sleep(0.002)
+    if not 0 <= moment <= left:
+        time.sleep(chance.uniform(0, 1))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
 def kill_and_compare(server, tmp_path, moments):
-    """Kill the job at random moments of its life, each time start it again; the end must be that of a calm run."""
+    """Kill jobs at random moments, up to four times each; all must end as one that nobody disturbed."""
     data = write_data(tmp_path / "data", [f"thing number {at}" for at in range(ITEMS)])
     server.delay_s = DELAY_S
-    begun = time.monotonic()
     run(server, data, tmp_path / "calm", "--concurrency", 2)
-    life_s = time.monotonic() - begun
-    asked_calmly = len(server.asked)
     chance = random.Random(0)
-    killed = 0
-    for _ in range(moments):
-        process = start(server, data, tmp_path / "killed", "--concurrency", 2)
-        try:
-            process.wait(timeout=chance.uniform(0, life_s))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
-    run(server, data, tmp_path / "killed", "--concurrency", 2)
-    assert killed
-    assert outputs(tmp_path / "killed") == outputs(tmp_path / "calm")
-    # A kill costs at most the chunk in flight and what its orphan finishes while the next run has begun.
-    assert len(server.asked) - asked_calmly <= ITEMS + 1 + 2 * killed * CHUNK
+    killed = jobs = 0
+    while killed < moments:
+        out, kills, asked_before = tmp_path / f"killed-{jobs}", 0, len(server.asked)
+        jobs += 1
+        while kills < min(4, moments - killed):
+            left = max(0, ITEMS - CHUNK * len(list((out / "parts").glob("[0-9a-f]*.parquet"))))
+            if not kill_at_a_random_moment(server, start(server, data, out, "--concurrency", 2), left, chance):
+                break
+            kills += 1
+        run(server, data, out, "--concurrency", 2)
+        killed += kills
+        assert outputs(out) == outputs(tmp_path / "calm")
+        # A kill costs at most the chunk in flight and what its orphan finishes while the next run has begun.
+        assert len(server.asked) - asked_before <= ITEMS + 1 + 2 * kills * CHUNK
 
 
 def test_a_job_killed_at_3_random_moments_ends_in_the_same_bytes(server, tmp_path):
@@ -172,8 +184,46 @@ def test_poisoned_prompts_become_dead_letters_and_harm_no_other(server, tmp_path
     assert "http://" not in page.replace(server.url, "")
     _, err = run(server, data, tmp_path / "out", "--max-dead-share", 0.01, status=3)
     assert "dead letters" in err
-    # Refused prompts are asked again on the next run, answered ones are not.
-    assert sum(POISON not in query for query in server.asked) == len(answers) - 4 + 1
+    # Neither answered nor refused prompts are asked again on the next run; only nonsense was, once.
+    assert len(server.asked) == len(answers) - 1 + 1
+
+
+def test_a_refused_prompt_is_remembered_and_asked_again_only_on_demand(server, tmp_path):
+    data = write_data(tmp_path / "data", [f"{POISON} {at}" if at == 5 else f"thing number {at}" for at in range(20)])
+    first, _ = run(server, data, tmp_path / "out")
+    before, asked = outputs(tmp_path / "out"), len(server.asked)
+    second, _ = run(server, data, tmp_path / "out")
+    assert (first["refused"], second["refused"], second["new"]) == (1, 1, 0)
+    assert outputs(tmp_path / "out") == before
+    assert len(server.asked) == asked
+    server.poison = "no longer refused"
+    third, _ = run(server, data, tmp_path / "out", "--ask-refused")
+    assert (third["new"], third["refused"], third["dead_letters"]) == (1, 0, 0)
+    assert len(server.asked) == asked + 1
+    rows = {row["item_id"]: row for row in pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()}
+    assert rows[5]["paths"] == [["things", "word 5"]]
+
+
+def test_parts_of_a_version_that_kept_no_refusals_are_still_answers(server, tmp_path):
+    data = write_data(tmp_path / "data", [f"thing number {at}" for at in range(20)])
+    run(server, data, tmp_path / "out")
+    before = outputs(tmp_path / "out")
+    for part in (tmp_path / "out" / "parts").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns("error"), part)
+    report, _ = run(server, data, tmp_path / "out")
+    assert report["new"] == 0
+    assert outputs(tmp_path / "out") == before
+
+
+def test_a_server_that_refuses_everything_ends_the_job_and_spoils_no_answer(server, tmp_path):
+    data = write_data(tmp_path / "data", [f"thing number {at}" for at in range(ITEMS)])
+    server.poison = "thing"
+    _, err = run(server, data, tmp_path / "out", status=1)
+    assert "prompts were refused" in err
+    assert "bad prompt" in err
+    server.poison = POISON
+    report, _ = run(server, data, tmp_path / "out")
+    assert (report["refused"], report["valid_share"]) == (0, 1)
 
 
 def test_hostile_titles_stay_on_their_own_line_and_in_their_own_row(server, tmp_path):
@@ -210,6 +260,66 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(server, tmp_path):
     run(server, data, tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".*.parquet.*")), "unfinished files are left"
     assert len(set(server.asked)) == len(pq.read_table(tmp_path / "out" / "answers.parquet"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 96 KiB, and how to make it larger."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = mount("size=96k") if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"no file system can be mounted here ({done.stderr.strip() if done else 'no mount'}); run as root")
+    yield place, lambda: mount("remount,size=16m")
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_for_real_stops_the_job_and_with_room_it_goes_on(server, small_disk, tmp_path):
+    disk, enlarge = small_disk
+    data = write_data(tmp_path / "data", [f"thing number {at} {random.Random(at).random()}" for at in range(ITEMS)])
+    _, err = run(server, data, disk / "out", status=2)
+    assert "room for the answers" in err
+    assert "Traceback" not in err
+    assert list((disk / "out" / "parts").glob("[0-9a-f]*.parquet")), "it was full before the first part"
+    assert enlarge().returncode == 0
+    asked = len(server.asked)
+    run(server, data, disk / "out")
+    assert len(server.asked) - asked < ITEMS
+    run(server, data, tmp_path / "roomy")
+    assert outputs(disk / "out") == outputs(tmp_path / "roomy")
+
+
+@pytest.mark.parametrize(
+    ("items", "log", "words"),
+    [
+        (
+            {"item_id": ["B00X", "B00Y"]},
+            {},
+            ["items.parquet, column item_id", "int64", "VARCHAR", "convert the column"],
+        ),
+        ({"title": None}, {}, ["items.parquet, column title", "expected a column of string", "add it"]),
+        ({}, {"action": ["view", "bought"]}, ["behaviours.parquet, column action", "'bought'", "view, like, click"]),
+        ({}, {"user_segment": [0, None]}, ["behaviours.parquet, column user_segment", "1 nulls", "fill them"]),
+    ],
+)
+def test_one_command_on_a_users_own_parquet_says_in_one_line_what_is_wrong_with_a_column(
+    server, tmp_path, items, log, words
+):
+    items = {"item_id": [1, 2], "title": ["cat tree", "tent"], **items}
+    log = {"item_id": [1, 2], "action": ["view", "order"], **log}
+    for name, columns in (("items", items), ("behaviours", log)):
+        pq.write_table(
+            pa.table({key: column for key, column in columns.items() if column}), tmp_path / f"{name}.parquet"
+        )
+    _, err = run(server, tmp_path, tmp_path / "out", status=2)
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert not server.asked
 
 
 def test_a_plan_prices_the_run_and_writes_nothing(server, tmp_path):

@@ -130,3 +130,13 @@ def test_a_folder_of_another_format_is_imported_like_parquet(tmp_path, suffix):
     assert (report.format, report.items, report.candidates, report.behaviours) == (suffix, 2, 1, 3)
     assert report.filled_in == ("domain", "split")
     assert load_dataset(tmp_path / "out").items.column("title").to_pylist() == ["cat tree", "tent"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_empty_title_is_data_for_the_importer_as_for_the_job(tmp_path, suffix):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / f"items.{suffix}", [{**ITEMS[0], "title": ""}, ITEMS[1]])
+    write(tmp_path / "in" / f"behaviours.{suffix}", [{"user_id": 1, "timestamp_s": 1, **LOG[0]}])
+    import_folder(tmp_path / "in", tmp_path / "out")
+    assert load_dataset(tmp_path / "out").items.column("title").to_pylist() == ["", "tent"]
+    assert kinds_of(tmp_path / "in") == kinds_of(tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import pytest
 
 from airserve import contract
 from airserve.errors import DataError, UserError
+from airserve.table.answers import read_answers
+from airserve.table.atomic import assemble
 from airserve.table.build import BuildSettings, build_tables
 from airserve.table.format import NO_PATH, read_table
 from airserve.table.lookup import IntentTable
 from airserve.table.report import item_tree, vocabulary_tree
 from airserve.table.vectors import normalised
-from airserve.table.vocabulary import read_vocabulary
+from airserve.table.vocabulary import build_vocabulary, read_vocabulary
 
 VERSION = contract.TABLE_VERSION.name
 TITLES = {30: "scratching tower", 10: "cat video", 20: "garden tour", 40: "no answer"}
@@ -150,9 +153,53 @@ def test_a_new_table_takes_the_old_ones_place_while_the_old_stays_open(tmp_path:
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         "atomic_intents.parquet",
         "projection.npz",
+        "report.html",
         "serving",
+        "title_vectors.npy",
         "vocabulary.parquet",
     }
+
+
+class FirstWordEmbedder(SeededEmbedder):
+    """Texts with one first word are near-duplicates."""
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return super().embed([text.split()[0] if text else "" for text in texts])
+
+
+def test_the_report_shows_what_was_merged_and_nothing_in_it_can_run(tmp_path: Path) -> None:
+    hostile = ["pets", "cats", "<script>alert(1)</script>"]
+    write_inputs(tmp_path, [*ANSWERS, (20, "order", 0, [hostile], True)])
+    options = BuildSettings(data=tmp_path, intents=tmp_path, out=tmp_path / "tables", cache=None)
+    assert build_tables(options, FirstWordEmbedder())["nodes_merged"] == 1
+    page = (tmp_path / "tables" / "report.html").read_text()
+    assert "pet &gt; cat &gt; cat tree" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_empty_titles_are_embedded_like_any_other(tmp_path: Path) -> None:
+    write_inputs(tmp_path, titles=TITLES | {20: ""})
+    build(tmp_path)
+    _, arrays = read_table(tmp_path / "tables" / "serving")
+    np.testing.assert_allclose(np.linalg.norm(arrays.item_vectors[2:], axis=1), 1, rtol=1e-5)
+
+
+def test_answers_are_streamed_so_memory_does_not_grow_with_their_texts(tmp_path: Path) -> None:
+    kinds = 20_000
+    path = ["pets", "cats", "cat tree"]
+    rows = [(item, "view", 0, [path, [*path[:2], f"cat bed {item % 50}"]], True) for item in range(kinds)]
+    write_inputs(tmp_path, rows, {0: "x"})
+    del rows
+    answers = read_answers(tmp_path / "answers.parquet", np.arange(kinds))
+    tracemalloc.start()
+    vocabulary = build_vocabulary(answers.paths)
+    assemble(answers, vocabulary, kinds)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(vocabulary) == 53
+    # All texts as Python objects take over 600 bytes a kind, ids and defaults a quarter of that.
+    assert peak_bytes < 300 * kinds
 
 
 def test_without_an_atomic_exchange_of_folders_the_new_table_still_takes_the_name(
@@ -163,7 +210,7 @@ def test_without_an_atomic_exchange_of_folders_the_new_table_still_takes_the_nam
     monkeypatch.setattr("airserve.table.publish._exchange", lambda first, second: False)
     version = build(tmp_path, table_version=9)[VERSION]
     assert IntentTable.open(tmp_path / "tables" / "serving").table_version == version == 9
-    assert len(os.listdir(tmp_path / "tables")) == 4
+    assert len(os.listdir(tmp_path / "tables")) == 6
 
 
 def test_a_rebuild_with_the_previous_vocabulary_keeps_ids_and_vectors(tmp_path: Path) -> None:

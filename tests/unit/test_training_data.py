@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from airserve.training.evaluation import (
     gains,
     hits,
     interval,
+    popularity_weights,
     summarise,
     target_ranks,
 )
@@ -31,6 +33,7 @@ from airserve.training.examples import (
     Log,
     find_task,
     history,
+    last_of_users,
     make_log,
     next_targets,
     rank_batches,
@@ -239,6 +242,37 @@ def test_training_keeps_the_best_epoch_and_takes_up_an_interrupted_one(tmp_path:
     assert run(new(), 1, [0.3], "b") == (1, 1)
 
 
+def test_averaged_weights_are_kept_and_survive_an_interruption(tmp_path: Path) -> None:
+    def run(epochs: int, average: float, state: str, stop_after: int | None = None) -> float:
+        torch.manual_seed(0)
+        model, measured = torch.nn.Linear(1, 1), 0
+
+        def validate() -> float:
+            nonlocal measured
+            measured += 1
+            if stop_after is not None and measured > stop_after:
+                raise KeyboardInterrupt
+            return float(model.weight.detach())
+
+        fit(
+            "test",
+            model,
+            model.parameters(),
+            [torch.ones(4, 1)] * 20,
+            lambda batch, rng: (model(batch) - 3.0).pow(2).mean(),
+            validate,
+            FitSettings(epochs=epochs, learning_rate=0.5, warmup_steps=1, weight_decay=0.0, average=average),
+            state_path=tmp_path / state,
+        )
+        return float(model.weight.detach())
+
+    plain, averaged = run(4, 0.0, "plain"), run(4, 0.9, "averaged")
+    assert plain != pytest.approx(averaged, abs=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        run(4, 0.9, "torn", stop_after=2)
+    assert run(4, 0.9, "torn") == pytest.approx(averaged, abs=1e-5)
+
+
 SMALL = RankerSettings(sequence=SequenceSettings(width=8, window=8), hidden=8)
 
 
@@ -299,3 +333,21 @@ def test_a_small_training_learns_from_intents_what_users_order(tmp_path: Path) -
     table = make_table()
     scores = replace(SMALL, use_intents=False)
     assert new_ranker(table, scores).settings.use_intents is False
+
+
+def test_popularity_weights_make_targets_as_popular_as_training() -> None:
+    counts = np.array([0, 0, 1, 1, 10, 100])
+    training = np.repeat([2, 4, 5], [10, 10, 10])
+    targets = np.repeat([2, 4, 5], [5, 5, 50])
+    weights = popularity_weights(targets, training, counts)
+    assert weights.mean() == pytest.approx(1.0)
+    shares = [weights[targets == row].sum() / weights.sum() for row in (2, 4, 5)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
+    assert (popularity_weights(targets, training[:0], counts) == 1).all()
+
+
+def test_the_last_targets_of_each_user_are_the_latest() -> None:
+    starts = np.array([0, 0, 0, 3, 3, 5])
+    log = SimpleNamespace(starts=starts)
+    assert last_of_users(log, np.array([1, 2, 4, 5]), 1).tolist() == [2, 4, 5]
+    assert last_of_users(log, np.array([0, 1, 2, 4]), 2).tolist() == [1, 2, 4]

@@ -70,11 +70,13 @@ def write_engine(tables: Path, folder: Path) -> None:
 
     from airserve.export.onnx import export_ranker, write_manifest
     from airserve.model.ranker import Ranker, RankerSettings
+    from airserve.training.checkpoint import item_nodes
 
     torch.manual_seed(0)
     table = IntentTable.open(tables / "serving")
     items, nodes = (torch.from_numpy(np.array(array)) for array in (table.item_vectors, table.node_vectors))
     levels = torch.arange(len(nodes)) % contract.MAX_DEPTH
-    ranker = Ranker(items, nodes, levels, RankerSettings()).eval()
+    own_nodes = torch.from_numpy(item_nodes(table))
+    ranker = Ranker(items, nodes, levels, RankerSettings(), own_nodes).eval()
     export_ranker(ranker, table, folder)
     write_manifest(folder, table, {"untrained": True})

@@ -1,12 +1,13 @@
 """Bring a folder of items and behaviours into the project's two tables.
 
-Two formats are told apart by their files:
+Three formats are told apart by their files:
 
 - our own schema as `parquet`, `jsonl` or `csv`: `items.parquet` and `behaviours.parquet` (or `.jsonl`, `.csv`, `.gz` of
   these, or folders `items/` and `behaviours/` of such files); `domain`, `is_candidate`, `user_segment` and `split` may
   be missing (see `split_users`).
 - `llmcdsr`: the text files of github.com/xhran2010/LLMCDSR with its dictionaries as one table `items.tsv`. It has no
   times and one kind of event: events are given one day each, the last one of every user a day before `NOW_S`.
+- `amazon`: Amazon Reviews 2023, see `airserve.data.amazon`; users are held out as in our own schema without `split`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from airserve.contract import ACTIONS
+from airserve.data.amazon import find_categories, read_amazon
 from airserve.data.schema import (
     BEHAVIOURS_FILE,
     BEHAVIOURS_SCHEMA,
@@ -69,6 +71,8 @@ def detect_format(folder: Path) -> str:
     """
     if (folder / ITEMS_FILE).is_file():
         return "parquet"
+    if find_categories(folder):
+        return "amazon"
     if folder.is_dir() and not (folder / LLMCDSR_ITEMS).is_file():
         with suppress(DataError):
             return find_source(str(folder), "items").format
@@ -78,24 +82,29 @@ def detect_format(folder: Path) -> str:
     raise DataError(
         str(folder),
         expected=f"{ITEMS_FILE} and {BEHAVIOURS_FILE} (or .jsonl, .csv), "
-        f"or {LLMCDSR_ITEMS}, train_*.txt, valid.txt and test.txt",
+        f"or {LLMCDSR_ITEMS}, train_*.txt, valid.txt and test.txt, or Amazon's CATEGORY.jsonl and meta_CATEGORY.jsonl",
         got=found or "an empty folder",
         remedy="see docs/ARCHITECTURE.md, Schemas",
     )
 
 
-def import_folder(source: Path, out: Path) -> ImportReport:
-    """Read a folder of either format, check it, and write the project's two tables.
+def import_folder(source: Path, out: Path, *, min_events: int = 5) -> ImportReport:
+    """Read a folder of any of the formats, check it, and write the project's two tables.
 
     Args:
         source: the user's folder; only read.
         out: data folder to write; its two files are replaced.
+        min_events: of a user and of an item of Amazon's reviews, see `read_amazon`.
 
     Raises:
         DataError: naming file, column or line, what was expected, what came and the remedy.
     """
     kind = detect_format(source)
-    data, filled_in = read_llmcdsr(source) if kind == "llmcdsr" else read_own(source)
+    filled_in: tuple[str, ...]
+    if kind == "amazon":
+        data, filled_in = _held_out(*read_amazon(source, min_events), source), ("action", "user_segment", "split")
+    else:
+        data, filled_in = read_llmcdsr(source) if kind == "llmcdsr" else read_own(source)
     write_parquet(data.items, out / ITEMS_FILE)
     write_parquet(data.behaviours, out / BEHAVIOURS_FILE)
     splits = data.behaviours.column("split").to_numpy(zero_copy_only=False)
@@ -141,6 +150,11 @@ def _read_own_table(folder: Path, name: str, schema: pa.Schema, optional: frozen
     if (folder / name).is_file():
         return read_parquet(folder / name, schema, optional=optional)
     return read_source(find_source(str(folder), Path(name).stem), schema, optional=optional)
+
+
+def _held_out(items: pa.Table, behaviours: pa.Table, source: Path) -> Dataset:
+    behaviours = split_users(items, behaviours).cast(BEHAVIOURS_SCHEMA)
+    return Dataset(items=check_items(items, source), behaviours=check_behaviours(behaviours, items, source))
 
 
 def split_users(items: pa.Table, behaviours: pa.Table) -> pa.Table:

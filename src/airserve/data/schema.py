@@ -78,7 +78,7 @@ def read_parquet(path: Path, schema: pa.Schema, *, optional: frozenset[str] = fr
 
 
 def check_items(items: pa.Table, source: Path) -> pa.Table:
-    """Return `items` if its ids are unique and usable and no title is empty.
+    """Return `items` if its ids are unique and usable. Titles are data and may be anything, empty too.
 
     Raises:
         DataError: naming `source`, the column and the first bad value.
@@ -96,15 +96,6 @@ def check_items(items: pa.Table, source: Path) -> pa.Table:
         )
     if pc.any(pc.equal(ids, PAD_ITEM)).as_py():
         raise _refuse(source, "item_id", "any other 64-bit id", str(PAD_ITEM), "this one is reserved for padding")
-    empty = pc.filter(ids, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(items.column("title"))), 0))
-    if len(empty):
-        raise _refuse(
-            source,
-            "title",
-            "some text",
-            f"{len(empty)} empty titles, the first of item {empty[0]}",
-            "write at least the item's category there, or leave the item out",
-        )
     return items
 
 

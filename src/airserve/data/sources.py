@@ -147,7 +147,11 @@ def scan(connection: Any, source: Source, schema: pa.Schema, *, optional: frozen
             )
         if source.format != "csv" and not _fits(types[field.name], str(field.type)):
             raise _refuse(source, field.name, str(field.type), types[field.name], "convert the column")
-        columns.append(f'CAST("{field.name}" AS {_TYPES[str(field.type)]}) AS "{field.name}"')
+        column = f'"{field.name}"'
+        if source.format == "csv" and str(field.type) == "string":
+            # A CSV file cannot tell an empty text from none.
+            column = f"coalesce({column}, '')"
+        columns.append(f'CAST({column} AS {_TYPES[str(field.type)]}) AS "{field.name}"')
     return f"SELECT {', '.join(columns)} FROM {reader}"
 
 

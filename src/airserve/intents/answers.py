@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,8 +40,10 @@ PARTS_SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("cached_tokens", pa.int32()),
         ("output_tokens", pa.int32()),
+        ("error", pa.string()),
     ]
 )
+"""`error` is missing in parts that were written before prompts' refusals were kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,31 @@ class Answer:
     """Of the prompt, found in the engine's prefix cache."""
     output_tokens: int = 0
     error: str = ""
-    """Set where the engine could not take the prompt: such an answer is kept in no part, a later run asks again."""
+    """Set where the engine refused the prompt; kept, so that it is not asked again every night."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What answers took."""
+
+    prompt: int = 0
+    cached: int = 0
+    """Of `prompt`, found in the engine's prefix cache."""
+    output: int = 0
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> Tokens:
+        """Sum over answers."""
+        return cls(
+            prompt=sum(answer.prompt_tokens for answer in answers),
+            cached=sum(answer.cached_tokens for answer in answers),
+            output=sum(answer.output_tokens for answer in answers),
+        )
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(
+            prompt=self.prompt + other.prompt, cached=self.cached + other.cached, output=self.output + other.output
+        )
 
 
 def model_identity(model: str) -> str:
@@ -111,29 +138,21 @@ def content_keys(prompts: Sequence[str], settings: GenerateSettings, identity: s
     return keys
 
 
-def write_part(folder: Path, keys: Sequence[str], answers: Sequence[Answer]) -> dict[str, str]:
-    """Write the answers of one chunk; the file is named by the keys' hash.
+def write_part(folder: Path, keys: Sequence[str], answers: Sequence[Answer]) -> None:
+    """Write the answers of one chunk; the file is named by the hash of keys and errors.
 
     Args:
         folder: the job's folder.
         keys: of `content_keys`.
-        answers: one a key; those with an `error` are left out.
-
-    Returns:
-        errors by key.
+        answers: one a key.
     """
-    errors = {key: answer.error for key, answer in zip(keys, answers, strict=True) if answer.error}
-    keys = [key for key in keys if key not in errors]
-    answers = [answer for answer in answers if not answer.error]
-    if not keys:
-        return errors
-    columns = {"key": list(keys)}
+    columns: dict[str, list[Any]] = {"key": list(keys)}
     for field in PARTS_SCHEMA.names[1:]:
         columns[field] = [getattr(answer, field) for answer in answers]
-    name = hashlib.blake2b("".join(keys).encode(), digest_size=KEY_BYTES).hexdigest()
+    content = "".join([*keys, *(answer.error for answer in answers)])
+    name = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=KEY_BYTES).hexdigest()
     path = folder / PARTS_FOLDER / f"{name}.parquet"
     write_parquet(pa.table(columns, schema=PARTS_SCHEMA), path)
-    return errors
 
 
 def read_parts(folder: Path) -> pa.Table:

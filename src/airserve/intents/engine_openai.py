@@ -17,7 +17,15 @@ import httpx
 
 from airserve.errors import EngineError
 from airserve.intents.answers import Answer
-from airserve.intents.engines import Question, Report, checked, failed, second_try
+from airserve.intents.engines import (
+    Question,
+    RefusesAllError,
+    Report,
+    checked,
+    failed,
+    most_refused,
+    second_try,
+)
 from airserve.intents.prompt import messages, render
 from airserve.intents.schema import ANSWER_SCHEMA
 from airserve.intents.settings import GenerateSettings
@@ -64,13 +72,16 @@ class OpenAiEngine:
         """See `Engine.answer`.
 
         Raises:
-            EngineError: if the server stays busy or away after `settings.http_tries` tries.
+            EngineError: if the server stays busy or away after `settings.http_tries` tries, or refuses most prompts
+                (`RefusesAllError`).
         """
         answers = []
         for answer in self.pool.map(self._answer_one, questions):
             answers.append(answer)
             if report:
                 report(1)
+        if said := most_refused(answers):
+            raise RefusesAllError(f"{self.settings.base_url}: {said}")
         return answers
 
     def _answer_one(self, question: Question) -> Answer:

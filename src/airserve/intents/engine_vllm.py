@@ -8,6 +8,7 @@ prefix; the prefix itself is computed once (prefix cache).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from typing import Any
 
 from airserve.errors import EngineError
 from airserve.intents.answers import Answer
-from airserve.intents.engines import Question, Report, checked, failed, second_try
+from airserve.intents.engines import Question, Report, checked, failed, most_refused, second_try
 from airserve.intents.prompt import messages, render
 from airserve.intents.schema import ANSWER_SCHEMA
 from airserve.intents.settings import GenerateSettings
@@ -36,6 +37,9 @@ def set_environment(settings: GenerateSettings) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Torch tells on stderr how memory is bound to NUMA nodes, and that Triton, which no CPU needs, is not there.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     if settings.is_local:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -114,9 +118,8 @@ class VllmEngine:
         """
         prompts = [self.prompt_tokens(question) for question in questions]
         answers = self._isolated(prompts, 0.0, report)
-        broken = [answer.error for answer in answers if answer.error]
-        if len(broken) > max(1, len(answers) // 2):
-            raise EngineError(f"vLLM: {len(broken)} of {len(answers)} prompts failed, the last: {broken[-1]}")
+        if said := most_refused(answers):
+            raise EngineError(f"vLLM: {said}")
         again = [place for place, answer in enumerate(answers) if not answer.valid and not answer.error]
         if again and self.settings.retry_temperature > 0:
             second = self._isolated([prompts[place] for place in again], self.settings.retry_temperature, None)

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from airserve.errors import EngineError
 from airserve.intents.answers import Answer
 from airserve.intents.schema import InvalidAnswerError, parse_answer
 from airserve.intents.settings import GenerateSettings
 
+FEW = 4
+"""So many refused prompts say nothing of the engine, even if they are all of a chunk."""
 Report = Callable[[int], None]
 """Called with the number of prompts that are done since the last call."""
 
@@ -68,6 +71,18 @@ def failed(error: BaseException) -> Answer:
     """Make the `Answer` of a prompt that the engine could not take."""
     line = (str(error).splitlines() or [""])[0]
     return Answer(raw="", paths=(), valid=False, error=f"{type(error).__name__}: {line}"[:500])
+
+
+class RefusesAllError(EngineError):
+    """The engine is up and takes hardly a prompt: a setting is wrong, and asking again is of no use."""
+
+
+def most_refused(answers: Sequence[Answer]) -> str:
+    """Tell a broken engine from bad prompts: a message where more than half of a chunk has no answer, else nothing."""
+    broken = [answer.error for answer in answers if answer.error]
+    if len(broken) <= max(FEW, len(answers) // 2):
+        return ""
+    return f"{len(broken)} of {len(answers)} prompts were refused, the last: {broken[-1]}"
 
 
 def second_try(first: Answer, second: Answer) -> Answer:

@@ -111,10 +111,7 @@ def load_items(connection: Any, items: Source) -> None:
                 connection.execute(f"ALTER TABLE items ADD COLUMN {name} {filled}")
     for name in names:
         nulls = connection.execute(f"SELECT count(*) FROM items WHERE {name} IS NULL").fetchall()[0][0]
-        if nulls and name == "title" and items.format == "csv":
-            # A CSV file cannot tell an empty text from none.
-            connection.execute("UPDATE items SET title = '' WHERE title IS NULL")
-        elif nulls:
+        if nulls:
             raise _refuse(items, name, "no nulls", f"{nulls} nulls", "fill them or leave the rows out")
     twice = connection.execute(
         "SELECT count(*), min(item_id) FROM (SELECT item_id FROM items GROUP BY item_id HAVING count(*) > 1)"

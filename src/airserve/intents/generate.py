@@ -19,10 +19,11 @@ from typing import Any
 from airserve.contract import CONTRACT_VERSION
 from airserve.data.sources import MemorySettings, Source, bounded_duckdb, find_source
 from airserve.errors import DataError, UserError
-from airserve.intents.answers import locked, model_identity
+from airserve.intents.answers import Tokens, locked, model_identity
 from airserve.intents.engine_vllm import vllm_version
 from airserve.intents.html_report import write_report
 from airserve.intents.prompt import PROMPT_VERSION
+from airserve.intents.ray_pool import run_ray
 from airserve.intents.settings import GenerateSettings
 from airserve.intents.store import Counts, JobStore
 from airserve.intents.workers import PoolResult, disk_error, is_disk_full, run_pool
@@ -77,8 +78,10 @@ class GenerateReport:
     """Prompts asked by this run."""
     retried: int
     """Of all prompts, those that were asked twice."""
+    refused: int
+    """Prompts that the engine would not take, now or earlier; asked again with `--ask-refused`."""
     unanswered: int
-    """Prompts that the engine could not answer; a later run asks them again."""
+    """Prompts that broke the engine; a later run asks them again."""
     dead_letters: int
     """Prompts without a usable answer: see `dead_letters.parquet`."""
     dead_share: float
@@ -149,7 +152,7 @@ def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> Gener
         counts.missing,
     )
     asked_at, tokens_before = time.monotonic(), store.output_tokens()
-    pool = _ask(store, counts, settings)
+    pool = _ask(store, counts, settings, identity)
     working_s = max(time.monotonic() - asked_at - pool.engine_ready_s, 1e-9)
     store.read_answers()
     store.write_answers(store.folder / ANSWERS_FILE)
@@ -163,6 +166,7 @@ def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> Gener
         reused=counts.unique_prompts - new,
         new=new,
         retried=int(figures["retried"]),
+        refused=int(figures["refused"]),
         unanswered=len(pool.unanswered),
         dead_letters=dead,
         dead_share=round(dead / max(counts.unique_prompts, dead, 1), 6),
@@ -186,30 +190,54 @@ def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> Gener
     return report
 
 
-def _ask(store: JobStore, counts: Counts, settings: GenerateSettings) -> PoolResult:
+def _ask(store: JobStore, counts: Counts, settings: GenerateSettings, identity: str) -> PoolResult:
     if not counts.missing:
         return PoolResult()
-    if settings.engine == "vllm" and vllm_version() is None:
+    if settings.engine != "openai" and vllm_version() is None:
         raise UserError("vllm", expected="an installed vLLM", got="none", remedy="install requirements/main.lock")
     workers = 1 if settings.engine == "openai" else min(settings.workers, -(-counts.missing // WORTH_A_WORKER))
     settings = replace(settings, workers=workers)
     per_worker = -(-counts.missing // (2 * workers))
     tasks = store.tasks(min(settings.chunk, max(per_worker, SMALLEST_CHUNK)))
-    log.info("starting %s with %s; its logs are %s", settings.engine, settings.model, store.folder / "worker-*.log")
-    progress = Progress("writing intents", counts.missing, "prompts")
+    logs = "below Ray's own folder" if settings.engine == "ray" else str(store.folder / "worker-*.log")
+    log.info("starting %s with %s; its logs are %s", settings.engine, settings.model, logs)
     with ExitStack() as stack:
-
-        def on_ready() -> None:
-            # From here on, so that the time left is not told from the engine's start.
-            log.info("%s is up", settings.engine)
-            stack.enter_context(progress)
-
-        result = run_pool(tasks, settings, store.folder, on_ready=on_ready, advance=progress.advance)
+        meter = _Meter(settings.engine, counts.missing, stack)
+        if settings.engine == "ray":
+            result = run_ray(tasks, settings, identity, store.folder, meter)
+        else:
+            result = run_pool(tasks, settings, store.folder, meter)
     for error in result.errors:
-        log.warning("a worker failed and was restarted: %s", error)
+        log.warning("a worker failed, the job went on: %s", error)
     if result.unanswered:
         log.warning("%d prompts break the engine; they are left without an answer", len(result.unanswered))
     return result
+
+
+class _Meter:
+    """What a person sees of the run: prompts and tokens per second, prefix-cache hits, time left."""
+
+    def __init__(self, engine: str, prompts: int, stack: ExitStack) -> None:
+        self.engine = engine
+        self.stack = stack
+        self.progress = Progress("writing intents", prompts, "rows")
+        self.tokens = Tokens()
+        self.started_s = time.monotonic()
+
+    def ready(self) -> None:
+        # From here on, so that the time left is not told from the engine's start.
+        log.info("%s is up", self.engine)
+        self.started_s = time.monotonic()
+        self.stack.enter_context(self.progress)
+
+    def advance(self, prompts: int) -> None:
+        self.progress.advance(prompts)
+
+    def count(self, tokens: Tokens) -> None:
+        self.tokens += tokens
+        spent_s = max(time.monotonic() - self.started_s, 1e-9)
+        hits = self.tokens.cached / max(self.tokens.prompt, 1)
+        self.progress.note = f"{self.tokens.output / spent_s:,.0f} tok/s {hits:.0%} hit"
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -1,37 +1,24 @@
-"""The report of a run, for people: one HTML file with everything inside it, no script and nothing from the network.
+"""The report of a generation run, for people: what the model wrote, of what, and what went wrong.
 
-Titles and answers are untrusted: all text is escaped, and a content policy in the page forbids scripts and requests.
 Every list is bounded, so the page stays small for any catalogue.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from airserve.html_page import Branch, Tile, bar, shown, table, tree, write_page
+from airserve.intents.store import REASON
 from airserve.table.vocabulary import canonical_path, folded_text
 
 TREE_PATHS = 4000
 """Distinct paths of the tree, the most frequent."""
 SAMPLES = 40
 SHOWN = 100
-"""Dead letters and merges listed."""
-LONGEST_TEXT = 160
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2330;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d5dbe5}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.2rem .6rem;vertical-align:top}
-tr:nth-child(even){background:#f5f7fa}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-details{margin-left:1.1rem}summary{cursor:pointer}.leaf{margin-left:2.2rem}.w{color:#67738a}
-svg text{font:12px system-ui,sans-serif;fill:#1c2330}code{font-size:.85em;overflow-wrap:anywhere}
-@media (prefers-color-scheme:dark){body{background:#14181f;color:#e2e7ef}tr:nth-child(even){background:#1d232d}
-svg text{fill:#e2e7ef}h2{border-color:#333c4a}}
-"""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""Dead letters, merges and domains listed."""
+ANSWERED = "kinds k JOIN keyed p USING (prompt_id) LEFT JOIN known a ON a.key = p.key AND NOT p.empty"
 
 
 def write_report(connection: Any, report: dict[str, Any], path: Path) -> None:
@@ -43,94 +30,65 @@ def write_report(connection: Any, report: dict[str, Any], path: Path) -> None:
         path: the HTML file.
     """
     sections = [
-        ("Summary", _summary(report)),
-        ("Validity and coverage by action", _shares(connection, "k.action")),
-        ("Validity and coverage by domain", _shares(connection, "k.domain")),
+        ("Validity and coverage by action", _shares(connection, "k.action", "action")),
+        ("Validity and coverage by domain", _shares(connection, "k.domain", "domain")),
         ("Paths per event kind", _histogram(connection)),
         ("Intents by weight", _tree(connection)),
         ("Random samples", _samples(connection)),
         (f"Dead letters ({report['dead_letters']:,})", _dead(connection)),
         ("Spellings that become one node", _merged(connection)),
+        ("All figures", _figures(report)),
     ]
-    body = "".join(f"<h2>{escape(title)}</h2>{html}" for title, html in sections)
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>Intent generation</title>'
-        f"<style>{STYLE}</style><h1>Intent generation: {escape(str(report['model']))}</h1>{body}</html>\n"
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    about = f"{report['model']}, prompt {report['prompt_version']}, {report['settings']['engine']}"
+    write_page(path, "Intent generation", about, _tiles(report), sections)
 
 
-def _text(value: object) -> str:
-    text = str(value)
-    shown = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
-    return escape("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown))
+def _tiles(report: dict[str, Any]) -> list[Tile]:
+    rate, tokens = report["prompts_per_s"], report["output_tokens_per_s"]
+    return [
+        Tile(figure=f"{report['event_kinds']:,}", about="event kinds"),
+        Tile(figure=f"{report['valid_share']:.1%}", about="of them with intents", bad=report["valid_share"] < 0.9),
+        Tile(figure=f"{report['new']:,}", about="prompts asked now"),
+        Tile(figure=f"{report['reused']:,}", about="answered before"),
+        Tile(figure=f"{report['dead_letters']:,}", about="dead letters", bad=report["dead_letters"] > 0),
+        Tile(figure=f"{rate:,.0f}/s" if rate else "none", about="prompts"),
+        Tile(figure=f"{tokens:,.0f}/s" if tokens else "none", about="tokens written"),
+        Tile(figure=f"{report['prefix_hit_share']:.1%}", about="of prompt tokens from the prefix cache"),
+    ]
 
 
-def _table(heads: list[str], rows: list[list[str]], numeric: frozenset[int] = frozenset()) -> str:
-    kind = ['class="n"' if place in numeric else "" for place in range(len(heads))]
-    top = "".join(f"<th {kind[place]}>{head}</th>" for place, head in enumerate(heads))
-    lines = "".join(
-        "<tr>" + "".join(f"<td {kind[place]}>{cell}</td>" for place, cell in enumerate(row)) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{top}</tr>{lines}</table>" if rows else "<p>none</p>"
-
-
-def _summary(report: dict[str, Any]) -> str:
+def _figures(report: dict[str, Any]) -> str:
     rows = [
-        [escape(name.replace("_", " ")), _text("" if value is None else value)]
+        [shown(name.replace("_", " ")), shown("" if value is None else value)]
         for name, value in report.items()
         if name != "settings"
     ]
-    return _table(["", ""], rows)
+    return f"<details><summary>Show the manifest</summary>{table(['', ''], rows)}</details>"
 
 
-def _shares(connection: Any, column: str) -> str:
+def _shares(connection: Any, column: str, head: str) -> str:
     rows = connection.execute(
         f"""
         SELECT {column}, count(*), avg((a.valid IS true)::INT), coalesce(sum(k.events), 0),
                coalesce(sum(k.events) FILTER (a.valid) / nullif(sum(k.events), 0), 0)
-        FROM kinds k JOIN keyed p USING (prompt_id) LEFT JOIN known a ON a.key = p.key AND NOT p.empty
-        GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {SHOWN}
+        FROM {ANSWERED} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {SHOWN}
         """
     ).fetchall()
-    heads = ["", "kinds", "valid", "", "events", "events with intents"]
     lines = [
-        [_text(name), f"{kinds:,}", f"{valid:.1%}", _bar(valid), f"{events:,}", f"{covered:.1%}"]
+        [shown(name or "(none)"), f"{kinds:,}", f"{valid:.1%}", f"{events:,}", f"{covered:.1%}", bar(covered)]
         for name, kinds, valid, events, covered in rows
     ]
-    return _table(heads, lines, frozenset({1, 2, 4, 5}))
-
-
-def _bar(share: float, width: int = 160) -> str:
-    return (
-        f'<svg width="{width}" height="12" role="img" aria-label="{share:.1%}"><rect width="{width}" height="12" '
-        f'fill="#d5dbe5"/><rect width="{width * share:.1f}" height="12" fill="#2f6fb0"/></svg>'
-    )
+    heads = [head, "kinds", "valid", "events", "covered", ""]
+    return table(heads, lines, numeric=frozenset({1, 2, 3, 4}), wide=frozenset({5}))
 
 
 def _histogram(connection: Any) -> str:
     rows = connection.execute(
-        "SELECT coalesce(len(a.paths), 0) AS n, count(*) FROM kinds k JOIN keyed p USING (prompt_id) "
-        "LEFT JOIN known a ON a.key = p.key AND NOT p.empty GROUP BY 1 ORDER BY 1"
+        f"SELECT coalesce(len(a.paths), 0) AS n, count(*) FROM {ANSWERED} GROUP BY 1 ORDER BY 1"
     ).fetchall()
-    most = max((count for _, count in rows), default=1)
-    bars = []
-    for place, (paths, count) in enumerate(rows):
-        y, length = 4 + 24 * place, 420 * count / most
-        bars.append(
-            f'<text x="0" y="{y + 13}">{paths}</text><rect x="28" y="{y}" width="{length:.1f}" height="17" '
-            f'fill="#2f6fb0"/><text x="{34 + length:.1f}" y="{y + 13}">{count:,}</text>'
-        )
-    return f'<svg width="560" height="{8 + 24 * len(rows)}" role="img">{"".join(bars)}</svg>'
-
-
-@dataclass
-class _Branch:
-    weight: int = 0
-    below: dict[str, _Branch] = field(default_factory=dict)
+    total = sum(count for _, count in rows)
+    lines = [[str(paths), f"{count:,}", f"{count / total:.1%}", bar(count / total)] for paths, count in rows]
+    return table(["paths", "kinds", "share", ""], lines, numeric=frozenset({1, 2}), wide=frozenset({3}))
 
 
 def _paths(connection: Any) -> list[tuple[list[str], int]]:
@@ -146,25 +104,14 @@ def _paths(connection: Any) -> list[tuple[list[str], int]]:
 
 
 def _tree(connection: Any) -> str:
-    root = _Branch()
+    root = Branch()
     for path, count in _paths(connection):
         branch = root
         branch.weight += count
         for text in canonical_path(path):
-            branch = branch.below.setdefault(text, _Branch())
+            branch = branch.below.setdefault(text, Branch())
             branch.weight += count
-    return _branches(root) or "<p>none</p>"
-
-
-def _branches(branch: _Branch) -> str:
-    html = ""
-    for text, child in sorted(branch.below.items(), key=lambda item: (-item[1].weight, item[0])):
-        line = f'{_text(text)} <span class="w">{child.weight:,}</span>'
-        if child.below:
-            html += f"<details><summary>{line}</summary>{_branches(child)}</details>"
-        else:
-            html += f'<div class="leaf">{line}</div>'
-    return html
+    return tree(root)
 
 
 def _samples(connection: Any) -> str:
@@ -177,28 +124,35 @@ def _samples(connection: Any) -> str:
     ).fetchall()
     lines = [
         [
-            f"{_text(action)} ({segment})",
-            _text(text),
-            "<br>".join(_text(" > ".join(path)) for path in paths or []) or f"<code>{_text(raw)}</code>",
+            f"{shown(action)} ({segment})",
+            shown(text),
+            "<br>".join(shown(" > ".join(path)) for path in paths or []) or f"<code>{shown(raw)}</code>",
         ]
         for action, segment, text, paths, raw in rows
     ]
-    return _table(["action (segment)", "title", "intents"], lines)
+    return table(["action (segment)", "title", "intents"], lines, stack=True)
 
 
 def _dead(connection: Any) -> str:
-    rows = connection.execute(
-        f"""
-        SELECT CASE WHEN p.empty THEN 'empty title' WHEN a.key IS NOT NULL THEN 'invalid answer'
-                    ELSE coalesce(s.what, 'no answer') END, q.action, q.text, coalesce(a.raw, '')
+    dead = f"""
+        SELECT {REASON} AS reason, q.action, q.text, coalesce(a.raw, '') AS raw
         FROM keyed p JOIN prompts q USING (prompt_id) LEFT JOIN known a ON a.key = p.key AND NOT p.empty
-        LEFT JOIN said s ON s.key = p.key WHERE p.empty OR a.valid IS NOT true ORDER BY p.prompt_id LIMIT {SHOWN}
-        """
+        LEFT JOIN said s ON s.key = p.key WHERE p.empty OR a.valid IS NOT true ORDER BY p.prompt_id
+    """
+    reasons = connection.execute(
+        f"SELECT reason, count(*) FROM ({dead}) GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10"
     ).fetchall()
+    if not reasons:
+        return "<p>None.</p>"
+    most = reasons[0][1]
+    counts = [[shown(reason), f"{count:,}", bar(count / most, f"{count:,}")] for reason, count in reasons]
     lines = [
-        [_text(reason), _text(action), _text(text), f"<code>{_text(raw)}</code>"] for reason, action, text, raw in rows
+        [shown(reason), shown(action), shown(text), f"<code>{shown(raw)}</code>"]
+        for reason, action, text, raw in connection.execute(f"{dead} LIMIT {SHOWN}").fetchall()
     ]
-    return _table(["reason", "action", "title", "raw answer"], lines)
+    return table(["reason", "prompts", ""], counts, numeric=frozenset({1}), wide=frozenset({2})) + table(
+        ["reason", "action", "title", "raw answer"], lines, stack=True
+    )
 
 
 def _merged(connection: Any) -> str:
@@ -207,4 +161,6 @@ def _merged(connection: Any) -> str:
         for depth in range(1, len(path) + 1):
             spellings[tuple(map(folded_text, path[:depth]))].add(path[depth - 1])
     merged = sorted((key, found) for key, found in spellings.items() if len(found) > 1)[:SHOWN]
-    return _table(["spellings"], [[" · ".join(_text(text) for text in sorted(found))] for _, found in merged])
+    rows = [[" · ".join(shown(text) for text in sorted(found))] for _, found in merged]
+    note = "<p>Near-duplicates that are merged by their embeddings are in the report of the tables.</p>"
+    return table(["spellings"], rows) + note

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from airserve.errors import UserError
 
-ENGINES = ("vllm", "openai")
+ENGINES = ("vllm", "openai", "ray")
 APIS = ("chat", "completions")
 
 
@@ -44,7 +44,7 @@ class GenerateSettings:
     seed: int = 0
     """Of the engine and of the second try."""
     engine: str = "vllm"
-    """`vllm` (in worker processes here) or `openai` (any OpenAI-compatible server)."""
+    """`vllm` (in worker processes here), `ray` (vLLM in Ray actors) or `openai` (any OpenAI-compatible server)."""
     base_url: str = "http://localhost:8000/v1"
     """Of the server (openai only)."""
     api: str = "chat"
@@ -59,6 +59,14 @@ class GenerateSettings:
     """Of one request (openai only)."""
     http_tries: int = 8
     """A server that is busy or away is asked this often, with pauses that double (openai only)."""
+    ray_address: str = ""
+    """A Ray cluster, `auto` or `host:port`; empty starts one on this machine (ray only)."""
+    ray_cpus: float = 1
+    """CPUs that Ray reserves for an actor (ray only)."""
+    ray_gpus: float = 0
+    """GPUs of an actor; 0.5 puts two on one (ray only)."""
+    ask_refused: bool = False
+    """Ask prompts again that the engine refused in an earlier run; else they stay dead letters."""
     max_restarts: int = 8
     """Failed workers are restarted this often in all, on half the chunk, to isolate a prompt that breaks the engine."""
 
@@ -78,7 +86,7 @@ class GenerateSettings:
         ):
             if getattr(self, name) < 1:
                 raise UserError(name, expected="at least 1", got=str(getattr(self, name)), remedy="raise it")
-        for name in ("kv_cache_mib", "max_restarts", "retry_temperature"):
+        for name in ("kv_cache_mib", "max_restarts", "retry_temperature", "ray_cpus", "ray_gpus"):
             if not getattr(self, name) >= 0:
                 raise UserError(name, expected="at least 0", got=str(getattr(self, name)), remedy="raise it")
         for name, known in (("engine", ENGINES), ("api", APIS)):

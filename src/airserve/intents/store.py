@@ -30,6 +30,12 @@ ROW_GROUP = 131_072
 EMPTY_TITLE = "empty title"
 INVALID_ANSWER = "invalid answer"
 NO_ANSWER = "no answer: the engine failed"
+REASON = (
+    f"CASE WHEN p.empty THEN '{EMPTY_TITLE}' WHEN a.error <> '' THEN a.error "
+    f"WHEN a.key IS NOT NULL THEN '{INVALID_ANSWER}' "
+    f"ELSE coalesce(s.what, '{NO_ANSWER}') END"
+)
+"""Why a prompt (`keyed p`) with the answer `known a` or the refusal `said s` is a dead letter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,7 @@ class JobStore:
         """
         foreign = load_kinds(self.connection, items, log, limit=limit)
         self._key_prompts(settings, identity)
-        self.read_answers()
+        self.read_answers(refused=not settings.ask_refused)
         kinds, unique, missing = self._row(
             """
             SELECT (FROM kinds SELECT count(*)), (FROM keyed SELECT count(DISTINCT key) FILTER (NOT empty)),
@@ -100,22 +106,30 @@ class JobStore:
             writer.unregister("batch")
         writer.close()
 
-    def read_answers(self) -> None:
-        """Take in every part of the folder as the table `known`, one row a key.
+    def read_answers(self, *, refused: bool = True) -> None:
+        """Take in every part of the folder as the table `known`, one row a key; an answer wins over a refusal.
+
+        Args:
+            refused: also take in the prompts that the engine refused.
 
         Raises:
             ArtifactError: naming a part that cannot be read.
         """
         parts = sorted((self.folder / PARTS_FOLDER).glob("[0-9a-f]*.parquet"))
-        columns = ", ".join(PARTS_SCHEMA.names)
+        columns = ", ".join(PARTS_SCHEMA.names[:-1])
         self.connection.register("no_parts", PARTS_SCHEMA.empty_table())
         source = "no_parts"
         if parts:
             files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
-            source = f"read_parquet([{files}])"
+            # The union also has `error`, which the oldest parts have not.
+            source = f"(FROM no_parts UNION ALL BY NAME FROM read_parquet([{files}], union_by_name = true))"
         try:
             self.connection.execute(
-                f"CREATE OR REPLACE TABLE known AS SELECT DISTINCT ON (key) {columns} FROM {source} ORDER BY key"
+                f"""
+                CREATE OR REPLACE TABLE known AS SELECT DISTINCT ON (key) {columns}, coalesce(error, '') AS error
+                FROM {source} WHERE {str(refused).lower()} OR coalesce(error, '') = ''
+                ORDER BY key, coalesce(error, '')
+                """
             )
         except duckdb.Error as error:
             raise _bad_part(parts, error) from error
@@ -169,9 +183,7 @@ class JobStore:
         return self._write(
             f"""
             SELECT p.key, q.action, q.user_segment, q.text,
-                   CASE WHEN p.empty THEN '{EMPTY_TITLE}' WHEN a.key IS NOT NULL THEN '{INVALID_ANSWER}'
-                        ELSE coalesce(s.what, '{NO_ANSWER}') END AS reason,
-                   coalesce(a.raw, '') AS raw
+                   {REASON} AS reason, coalesce(a.raw, '') AS raw
             FROM keyed p JOIN prompts q USING (prompt_id) LEFT JOIN known a ON a.key = p.key AND NOT p.empty
             LEFT JOIN said s ON s.key = p.key
             WHERE p.empty OR a.valid IS NOT true ORDER BY p.prompt_id
@@ -180,13 +192,15 @@ class JobStore:
         )
 
     def figures(self) -> dict[str, float]:
-        """Figures over the answered prompts: `valid` (kinds), `retried`, token means, `cached` share."""
-        names = ("valid", "retried", "output_mean", "prompt_mean", "cached")
+        """Figures over the answered prompts: `valid` (kinds), `retried`, `refused`, token means, `cached` share."""
+        names = ("valid", "retried", "refused", "output_mean", "prompt_mean", "cached")
         row = self._row(
             """
             SELECT (SELECT coalesce(avg((a.valid IS true)::INT), 0) FROM kinds JOIN keyed p USING (prompt_id)
                     LEFT JOIN known a ON a.key = p.key AND NOT p.empty),
-                   coalesce(sum(retried::INT), 0), coalesce(avg(output_tokens), 0), coalesce(avg(prompt_tokens), 0),
+                   coalesce(sum(retried::INT), 0), count(*) FILTER (error <> ''),
+                   coalesce(avg(output_tokens) FILTER (error = ''), 0),
+                   coalesce(avg(prompt_tokens) FILTER (error = ''), 0),
                    coalesce(sum(cached_tokens) / sum(prompt_tokens), 0)
             FROM known WHERE key IN (SELECT key FROM keyed)
             """

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from airserve.errors import EngineError, UserError
-from airserve.intents.answers import write_part
-from airserve.intents.engines import Engine, Task, make_engine
+from airserve.intents.answers import Tokens, write_part
+from airserve.intents.engines import Engine, RefusesAllError, Task, make_engine
 from airserve.intents.settings import GenerateSettings
 
 REPORT_EVERY_S = 0.2
@@ -42,12 +42,25 @@ class _Worker:
     """Prompts of the task that were counted as done."""
 
 
+class Watcher(Protocol):
+    """Who is told how a pool gets on."""
+
+    def ready(self) -> None:
+        """The first engine is up."""
+
+    def advance(self, prompts: int) -> None:
+        """So many prompts more are done; negative where a failed chunk is asked again."""
+
+    def count(self, tokens: Tokens) -> None:
+        """A chunk is done and took this."""
+
+
 @dataclass
 class PoolResult:
     """What a pool did."""
 
     unanswered: dict[str, str] = field(default_factory=dict)
-    """Keys of prompts that the engine could not answer, and what it said."""
+    """Keys of prompts that broke the engine, each alone, and what it said; refused ones are in the parts."""
     restarts: int = 0
     engine_ready_s: float = 0.0
     """Until the first engine had started."""
@@ -58,9 +71,7 @@ def run_pool(
     tasks: Iterator[Task],
     settings: GenerateSettings,
     folder: Path,
-    *,
-    on_ready: Callable[[], None],
-    advance: Callable[[int], None],
+    watcher: Watcher,
 ) -> PoolResult:
     """Answer all tasks; parts are in `folder` afterwards.
 
@@ -68,13 +79,12 @@ def run_pool(
         tasks: chunks; taken one at a time, as workers become free.
         settings: of the job.
         folder: the job's folder; workers log to `worker-N.log` there.
-        on_ready: called once, when the first engine has started.
-        advance: told how many prompts more are done; negative where a failed chunk is asked again.
+        watcher: told of progress.
 
     Raises:
         EngineError: if an engine does not start, or after `settings.max_restarts` failures.
     """
-    pool = _Pool(tasks, settings, folder, on_ready, advance)
+    pool = _Pool(tasks, settings, folder, watcher)
     try:
         return pool.run()
     finally:
@@ -82,20 +92,12 @@ def run_pool(
 
 
 class _Pool:
-    def __init__(
-        self,
-        tasks: Iterator[Task],
-        settings: GenerateSettings,
-        folder: Path,
-        on_ready: Callable[[], None],
-        advance: Callable[[int], None],
-    ) -> None:
+    def __init__(self, tasks: Iterator[Task], settings: GenerateSettings, folder: Path, watcher: Watcher) -> None:
         self.tasks = tasks
         self.halved: deque[Task] = deque()
         self.settings = settings
         self.folder = folder
-        self.on_ready = on_ready
-        self.advance = advance
+        self.watcher = watcher
         self.result = PoolResult()
         self.context = multiprocessing.get_context("spawn")
         self.started = time.monotonic()
@@ -132,7 +134,9 @@ class _Pool:
             kind, value = "failed", "the process died"
         if kind == "progress":
             worker.reported += value
-            self.advance(value)
+            self.watcher.advance(value)
+        elif kind == "useless":
+            raise EngineError(f"{self.settings.engine} with {self.settings.model}: {value}")
         elif kind == "failed":
             self._recover(worker, number, value)
         else:
@@ -140,10 +144,10 @@ class _Pool:
                 worker.ready = True
                 if not self.result.engine_ready_s:
                     self.result.engine_ready_s = time.monotonic() - self.started
-                    self.on_ready()
+                    self.watcher.ready()
             elif worker.task:
-                self.result.unanswered |= value
-                self.advance(len(worker.task.keys) - worker.reported)
+                self.watcher.count(value)
+                self.watcher.advance(len(worker.task.keys) - worker.reported)
             self._hand_out(worker)
 
     def _hand_out(self, worker: _Worker) -> None:
@@ -173,22 +177,26 @@ class _Pool:
         self.result.restarts += 1
         self.result.errors.append(what.splitlines()[-1])
         if self.result.restarts > self.settings.max_restarts:
-            raise EngineError(f"vLLM worker: failed {self.result.restarts} times, the last time: {said}")
-        self.advance(-worker.reported)
+            raise EngineError(
+                f"{self.settings.engine} worker: failed {self.result.restarts} times, the last time: {said}"
+            )
+        self.watcher.advance(-worker.reported)
         halves = task.halves()
         self.halved.extendleft(reversed(halves))
         if not halves:
             self.result.unanswered[task.keys[0]] = what.splitlines()[-1]
-            self.advance(1)
+            self.watcher.advance(1)
         waiting = self._next()
         if waiting is not None:
             self.halved.appendleft(waiting)
             self.workers[number] = self._start(number)
 
 
-def do_task(engine: Engine, task: Task, folder: Path, report: Callable[[int], None] | None = None) -> dict[str, str]:
-    """Answer one chunk and write its part; returns errors by key."""
-    return write_part(folder, task.keys, engine.answer(task.questions, report))
+def do_task(engine: Engine, task: Task, folder: Path, report: Callable[[int], None] | None = None) -> Tokens:
+    """Answer one chunk and write its part; returns what it took."""
+    answers = engine.answer(task.questions, report)
+    write_part(folder, task.keys, answers)
+    return Tokens.of(answers)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -223,6 +231,8 @@ def _serve_tasks(connection: Connection, settings: GenerateSettings, folder: Pat
             connection.send(("done", do_task(engine, task, folder, _Throttle(connection))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # The parent is gone.
+    except RefusesAllError as error:
+        connection.send(("useless", str(error)))
     except Exception as error:
         what = DISK if is_disk_full(error) else type(error).__name__
         # First of all: with a full disk the log cannot be written.

@@ -18,6 +18,9 @@ from airserve import contract
 
 SECONDS_PER_DAY = 86400.0
 START_HALF_LIFE_DAYS = 14.0
+DECAY_PACE = 10.0
+"""The decay moves this much faster in training than other parameters: it starts where a log of weeks would have it, and
+may have to go a long way."""
 START_ACTION_WEIGHTS = {"view": 0.5, "like": 1.0, "click": 1.0, "cart": 1.5, "order": 2.0}
 """Where training starts from; the weights are learned."""
 
@@ -61,20 +64,33 @@ def chain_passes(chain_slots_BRD: Tensor, n_nodes: int) -> Tensor:
     return passes_BRU & (slot_U != contract.PAD_SLOT)
 
 
+def leaves_alone(chain_slots_BRD: Tensor) -> Tensor:
+    """Chains cut down to their finest node, as chains of one level; int32 [B, R, D], `PAD_SLOT` behind the first."""
+    leaf_BR = chain_slots_BRD[:, :, 0]
+    for level in range(1, contract.MAX_DEPTH):
+        deeper_BR = chain_slots_BRD[:, :, level]
+        leaf_BR = torch.where(deeper_BR != contract.PAD_SLOT, deeper_BR, leaf_BR)
+    return nn.functional.pad(leaf_BR.unsqueeze(-1), (0, contract.MAX_DEPTH - 1), value=contract.PAD_SLOT)
+
+
 class TreeWeights(nn.Module):
     """Node weights w_u = log(1 + N(u)) * sum_k a(action_k) * exp(-lambda * dt_k).
 
     N(u) behaviours k support node u; dt_k is a behaviour's age in days. Learned: a(action) >= 0 and lambda >= 0
     (per day), both through softplus.
 
+    Args:
+        merged: False, an ablation: w_u = max_k a(action_k) * exp(-lambda * dt_k), behaviours do not add up.
+
     Source: AIR (arXiv 2606.10357), unified intent tree.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, merged: bool = True) -> None:
         super().__init__()
+        self.merged = merged
         start = [START_ACTION_WEIGHTS.get(contract.ACTION_NAMES.get(n, ""), 1.0) for n in range(contract.N_ACTIONS)]
         self.raw_action_A = nn.Parameter(torch.tensor([inverse_softplus(weight) for weight in start]))
-        self.raw_decay = nn.Parameter(torch.tensor(inverse_softplus(math.log(2) / START_HALF_LIFE_DAYS)))
+        self.raw_decay = nn.Parameter(torch.tensor(inverse_softplus(math.log(2) / START_HALF_LIFE_DAYS) / DECAY_PACE))
 
     def action_weights(self) -> Tensor:
         """Weight of each action number, >= 0, float32 [N_ACTIONS]; padding weighs nothing."""
@@ -84,7 +100,7 @@ class TreeWeights(nn.Module):
 
     def decay_per_day(self) -> Tensor:
         """Lambda, per day, >= 0."""
-        return nn.functional.softplus(self.raw_decay)
+        return nn.functional.softplus(self.raw_decay * DECAY_PACE)
 
     def freshness(self, ages_s_BL: Tensor) -> Tensor:
         """exp(-lambda * age), float32 [B, L], for ages in seconds."""
@@ -109,6 +125,8 @@ class TreeWeights(nn.Module):
         # A behaviour counts once per node, however many of its chains pass it: hence the comparison.
         member_BLU = (torch.matmul(support_BLR.float(), passes_BRU.float()) > 0).float()
         strength_BL = nn.functional.embedding(actions_BL, self.action_weights().unsqueeze(-1))[..., 0] * freshness_BL
+        if not self.merged:
+            return (strength_BL.unsqueeze(-1) * member_BLU).amax(1)
         terms_B2L = torch.stack([torch.ones_like(strength_BL), strength_BL], dim=1)
         sums_B2U = torch.matmul(terms_B2L, member_BLU)
         return torch.log1p(sums_B2U[:, 0]) * sums_B2U[:, 1]

@@ -8,20 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from airserve import contract
 from airserve.data.schema import write_parquet
 from airserve.errors import DataError, UserError
 from airserve.table import atomic, merges, vectors, vocabulary
+from airserve.table.answers import Answers, read_answers
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
 from airserve.table.format import NO_PATH, TableArrays
+from airserve.table.html_report import write_table_report
 from airserve.table.publish import publish_table
 
 VOCABULARY_FILE = "vocabulary.parquet"
 ATOMIC_FILE = "atomic_intents.parquet"
 PROJECTION_FILE = "projection.npz"
+TITLES_FILE = "title_vectors.npy"
 SERVING_FOLDER = "serving"
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +80,11 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     """
     start_s = time.monotonic()
     items, titles = atomic.read_items(settings.data)
-    answers = atomic.read_answers(settings.intents / "answers.parquet", items)
+    answers = read_answers(settings.intents / "answers.parquet", items)
     embedder = embedder or SentenceEmbedder(settings.embedder)
     nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
-    node_table = vectors.node_table(node_vectors)
+    node_table, item_table = _tables(settings, items, intents, node_vectors, title_vectors)
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
     arrays = TableArrays(
         items=items,
@@ -87,15 +93,11 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         item_paths=intents.item_paths,
         paths=intents.paths,
         node_vectors=node_table,
-        item_vectors=vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path()),
+        item_vectors=item_table,
     )
-    _write(vocabulary.to_arrow(nodes, list(node_vectors)), settings.out / VOCABULARY_FILE)
+    _write(vocabulary.to_arrow(nodes, list(node_table[1:])), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
-    if merged:
-        merges.write_merges(merged, settings.out / merges.MERGES_FILE)
-        _log(f"wrote {settings.out / merges.MERGES_FILE} ({len(merged)} near-duplicate nodes merged into others)")
-    else:
-        (settings.out / merges.MERGES_FILE).unlink(missing_ok=True)
+    _write_merges(merged, settings.out / merges.MERGES_FILE)
     manifest = publish_table(
         settings.out / SERVING_FOLDER,
         arrays,
@@ -104,7 +106,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         table_version=settings.table_version,
     )
     _log(f"wrote {settings.out / SERVING_FOLDER} (table version {manifest.table_version})")
-    return {
+    figures = {
         "nodes": len(nodes),
         "leaves": len(nodes.leaves()),
         "levels": 1 + max(node.level for node in nodes.nodes),
@@ -118,10 +120,13 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         "table_version": manifest.table_version,
         "seconds": round(time.monotonic() - start_s, 1),
     }
+    write_table_report(settings.out / REPORT_FILE, nodes, merged, figures, settings.merge_threshold)
+    _log(f"wrote {settings.out / REPORT_FILE}, to look at")
+    return figures
 
 
 def _intents(
-    settings: BuildSettings, answers: atomic.Answers, n_items: int, embedder: TextEmbedder
+    settings: BuildSettings, answers: Answers, n_items: int, embedder: TextEmbedder
 ) -> tuple[vocabulary.Vocabulary, atomic.AtomicIntents, list[merges.Merge]]:
     if answers.n_foreign:
         _log(f"warning: {answers.n_foreign} answers are about items that items.parquet does not have; left out")
@@ -144,7 +149,7 @@ def _intents(
 
 def _merges(
     settings: BuildSettings,
-    answers: atomic.Answers,
+    answers: Answers,
     previous: vocabulary.Vocabulary | None,
     embedder: TextEmbedder,
 ) -> list[merges.Merge]:
@@ -177,7 +182,27 @@ def _vectors(
     settings.out.mkdir(parents=True, exist_ok=True)
     projection.save(settings.out / PROJECTION_FILE)
     reduced = projection.apply(embeddings)
+    vectors.save_titles(settings.out / TITLES_FILE, reduced[len(nodes) :])
     return reduced[: len(nodes)], reduced[len(nodes) :], n_embedded
+
+
+def _tables(
+    settings: BuildSettings,
+    items: npt.NDArray[np.int64],
+    intents: atomic.AtomicIntents,
+    node_vectors: vectors.Vectors,
+    title_vectors: vectors.Vectors,
+) -> tuple[vectors.Vectors, vectors.Vectors]:
+    """Vectors of all nodes and of all catalogue rows, of their texts or in the source's own space where it has one."""
+    default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
+    node_table = vectors.node_table(node_vectors)
+    item_table = vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path())
+    own_path = settings.intents / vectors.VECTORS_FILE
+    if own_path.exists():
+        own = vectors.read_vectors(own_path, items)
+        item_table[contract.FIRST_ITEM_ROW :] = own
+        node_table = vectors.mean_of_members(own, default_paths[:, 0], intents.paths, len(node_table))
+    return node_table, item_table
 
 
 def _previous_projection(settings: BuildSettings, identity: str) -> vectors.Projection | None:
@@ -194,6 +219,14 @@ def _previous_projection(settings: BuildSettings, identity: str) -> vectors.Proj
 def _write(table: pa.Table, path: Path) -> None:
     write_parquet(table, path)
     _log(f"wrote {path} ({table.num_rows:,} rows)")
+
+
+def _write_merges(merged: list[merges.Merge], path: Path) -> None:
+    if merged:
+        merges.write_merges(merged, path)
+        _log(f"wrote {path} ({len(merged)} near-duplicate nodes merged into others)")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _log(line: str) -> None:

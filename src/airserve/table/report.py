@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from airserve import contract
 from airserve.errors import DataError
-from airserve.table.atomic import SEGMENT_COLUMN
+from airserve.table.answers import SEGMENT_COLUMN
 from airserve.table.build import ATOMIC_FILE, SERVING_FOLDER, VOCABULARY_FILE
 from airserve.table.format import NO_PATH
 from airserve.table.lookup import IntentTable

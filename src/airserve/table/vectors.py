@@ -19,6 +19,8 @@ from airserve.errors import DataError
 VECTOR_WIDTH = 128
 MAX_SAMPLE = 20_000
 """Texts that the projection is fitted on, spread evenly over all."""
+VECTORS_FILE = "vectors.npz"
+"""In an intents folder: the space of a source of intents that has one of its own."""
 MIN_CENTRED = 2 * VECTOR_WIDTH
 """Fewer texts than this are not centred: their mean says more of the sample than of the language."""
 
@@ -116,3 +118,71 @@ def item_table(
     leaf_sum = sum(node_vectors_VE[leaves_NP[:, place]] for place in range(leaves_NP.shape[1]))
     vectors[contract.FIRST_ITEM_ROW :] = normalised(titles_NE + normalised(np.asarray(leaf_sum)))
     return vectors
+
+
+def save_titles(path: Path, titles_NE: Vectors) -> None:
+    """Write the items' title vectors in catalogue rows, float32 [N + 2, E], rows 0 and 1 zeros; atomically.
+
+    What a model may know of an item without its intents: the item vectors that are served may hold both.
+    """
+    rows_NE = np.zeros((len(titles_NE) + contract.FIRST_ITEM_ROW, titles_NE.shape[1]), dtype=np.float32)
+    rows_NE[contract.FIRST_ITEM_ROW :] = titles_NE
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with temporary.open("wb") as stream:
+        np.save(stream, rows_NE)
+    os.replace(temporary, path)
+
+
+def save_vectors(path: Path, items: npt.NDArray[np.int64], vectors_NS: Vectors, identity: str) -> None:
+    """Write the items' vectors in a source's own space, S <= `VECTOR_WIDTH`; atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with temporary.open("wb") as stream:
+        np.savez(stream, items=items, vectors=vectors_NS, identity=np.array(identity))
+    os.replace(temporary, path)
+
+
+def read_vectors(path: Path, items: npt.NDArray[np.int64]) -> Vectors:
+    """The vectors of `items` in a source's own space, float32 [N, E], zeros for items that it does not have.
+
+    Raises:
+        DataError: if the file is damaged or too wide.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            known, vectors_NS = stored["items"], stored["vectors"].astype(np.float32)
+    except Exception as error:  # a damaged archive raises what it likes
+        raise DataError(
+            str(path), expected="items' vectors", got=type(error).__name__, remedy="make the intents again"
+        ) from None
+    if vectors_NS.shape[1] > VECTOR_WIDTH or len(vectors_NS) != len(known):
+        raise DataError(
+            str(path),
+            expected=f"a vector of at most {VECTOR_WIDTH} numbers per item",
+            got=f"{vectors_NS.shape} for {len(known)} items",
+            remedy="reduce them first",
+        )
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known, items, sorter=order), len(known) - 1)]
+    vectors_NE = np.zeros((len(items), VECTOR_WIDTH), dtype=np.float32)
+    vectors_NE[:, : vectors_NS.shape[1]] = np.where((known[place] == items)[:, None], vectors_NS[place], 0.0)
+    return normalised(vectors_NE)
+
+
+def mean_of_members(
+    item_vectors_NE: Vectors, first_paths_N: npt.NDArray[np.int32], paths: npt.NDArray[np.int32], n_nodes: int
+) -> Vectors:
+    """Vectors of all nodes with node 0, float32 [V, E]: a node's is that of the items whose first path passes it.
+
+    Args:
+        item_vectors_NE: without the reserved rows.
+        first_paths_N: path number of each item's first default path, -1 where none.
+        paths: int32 [n, D] node ids.
+        n_nodes: V.
+    """
+    sums_VE = np.zeros((n_nodes, item_vectors_NE.shape[1]), dtype=np.float32)
+    has = first_paths_N >= 0
+    for level in range(paths.shape[1]):
+        np.add.at(sums_VE, paths[first_paths_N[has], level], item_vectors_NE[has])
+    sums_VE[contract.PAD_NODE] = 0.0
+    return normalised(sums_VE)

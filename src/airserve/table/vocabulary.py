@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ from airserve.errors import DataError
 NodePath = tuple[int, ...]
 NodeKey = tuple[str, ...]
 """`folded_text` of a node and of those above it, coarse to fine."""
+TEXTS_REMEMBERED = 1 << 17
+"""Answers say the same words over and over."""
 _SPACES = re.compile(r"\s+")
 _PLURAL_S = re.compile(r"(?<![sui])s$")
 _MUTE_E = re.compile(r"(?<=[sxzio])e$|(?<=[cs]h)e$")
@@ -32,12 +35,14 @@ _FINAL_Y = re.compile(r"(?<=[^aeiou])y$")
 _SHORTEST_PLURAL = 4
 
 
+@lru_cache(maxsize=TEXTS_REMEMBERED)
 def canonical_text(text: str) -> str:
     """A node's text as it is shown: Unicode NFKC, lower case, single spaces, no marks at either end."""
     folded = _SPACES.sub(" ", unicodedata.normalize("NFKC", text)).casefold()
     return folded.strip(" .,;:!?\"'`>-_*")
 
 
+@lru_cache(maxsize=TEXTS_REMEMBERED)
 def folded_text(text: str) -> str:
     """What the spellings of one node have in common: `canonical_text`, its last word without a plain plural's ending.
 

@@ -1,12 +1,17 @@
-"""What AIR is compared with: popularity, and the same sequence model on item ids alone."""
+"""What AIR is compared with and what needs no gradient: popularity, item-kNN, text; and how sequence models score.
+
+Shapes: B users, L behaviours, C candidates, N catalogue rows, E vector width.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from airserve import contract
@@ -30,6 +35,75 @@ def popularity_scorer(log: Log, task: Task) -> Scorer:
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
         return counts_N[candidate_rows_BC.long()]
+
+    return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recency:
+    """How much a behaviour counts by its place in the history."""
+
+    last: int
+    """Latest behaviours that count."""
+    decay: float
+    """Weight of each behaviour over that of the next later one, in (0, 1]."""
+
+    def weights(self, rows_BL: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Weight of each behaviour of rows padded at the end, float32 [B, L]; 0 for padding and unknown items."""
+        real_BL = rows_BL != contract.PAD_ROW
+        back_BL = real_BL.sum(axis=1, keepdims=True) - 1 - np.arange(rows_BL.shape[1])
+        counted_BL = (rows_BL >= contract.FIRST_ITEM_ROW) & (back_BL < self.last)
+        weights: npt.NDArray[np.float32] = np.where(counted_BL, self.decay ** np.maximum(back_BL, 0), 0.0).astype(
+            np.float32
+        )
+        return weights
+
+
+def cosine_neighbours(log: Log, shrinkage: float) -> Any:
+    """Item-item cosine of the training histories, users as dimensions; a SciPy CSR matrix float32 [N + 2, N + 2].
+
+    sim(i, j) = users with both / (sqrt(users with i * users with j) + shrinkage); the diagonal is 0. A pair that few
+    users share says little: shrinkage pulls its similarity down.
+    """
+    train = log.splits == 0
+    seen = sparse.csr_matrix(
+        (np.ones(int(train.sum()), dtype=np.float32), (log.starts[train], log.rows[train])),
+        shape=(len(log.rows), len(log.domain_of_row)),
+    )
+    seen.data[:] = 1.0  # the constructor has added repeated events up
+    together = (seen.T @ seen).tocoo()
+    users = np.asarray(seen.sum(axis=0)).ravel()
+    i, j, both = together.row, together.col, together.data
+    kept = (i != j) & (i >= contract.FIRST_ITEM_ROW) & (j >= contract.FIRST_ITEM_ROW)
+    i, j, both = i[kept], j[kept], both[kept]
+    similarity = both / (np.sqrt(users[i] * users[j]) + shrinkage)
+    return sparse.csr_matrix((similarity.astype(np.float32), (i, j)), shape=together.shape)
+
+
+def neighbour_scorer(similarity: Any, recency: Recency) -> Scorer:
+    """Scores an item by its summed similarity to the history's items (item-kNN over all neighbours)."""
+    n_rows = similarity.shape[0]
+
+    def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
+        rows_BL = batch.inputs[0].numpy()
+        weights_BL = recency.weights(rows_BL)
+        users = np.repeat(np.arange(len(rows_BL)), rows_BL.shape[1])
+        history = sparse.csr_matrix((weights_BL.ravel(), (users, rows_BL.ravel())), shape=(len(rows_BL), n_rows))
+        scores_BN = torch.from_numpy((history @ similarity).toarray())
+        return scores_BN.gather(1, candidate_rows_BC.long())
+
+    return score
+
+
+def text_scorer(titles_NE: Tensor, recency: Recency) -> Scorer:
+    """Scores an item by the cosine of its title's vector and the history's weighted mean vector."""
+
+    def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
+        rows_BL = batch.inputs[0]
+        weights_BL = torch.from_numpy(recency.weights(rows_BL.numpy()))
+        profile_BE = torch.einsum("bl,ble->be", weights_BL, titles_NE[rows_BL.long()])
+        profile_BE = torch.nn.functional.normalize(profile_BE, dim=-1)
+        return torch.einsum("be,bce->bc", profile_BE, titles_NE[candidate_rows_BC.long()])
 
     return score
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from airserve import contract
 from airserve.errors import ArtifactError
@@ -27,8 +29,8 @@ WEIGHTS = "ranker.safetensors"
 CONFIG = "config.json"
 
 
-def new_ranker(table: IntentTable, settings: RankerSettings) -> Ranker:
-    """An untrained ranker for a table's catalogue and vocabulary."""
+def new_ranker(table: IntentTable, settings: RankerSettings, base_vectors_NE: Tensor | None = None) -> Ranker:
+    """An untrained ranker for a table's catalogue and vocabulary; see `Ranker` for the base's vectors."""
     levels_V = np.zeros(len(table.node_vectors), dtype=np.int64)
     for level in range(contract.MAX_DEPTH):
         levels_V[table.arrays.paths[:, level]] = level
@@ -37,7 +39,17 @@ def new_ranker(table: IntentTable, settings: RankerSettings) -> Ranker:
         torch.from_numpy(np.array(table.node_vectors)),
         torch.from_numpy(levels_V),
         settings,
+        torch.from_numpy(item_nodes(table)),
+        base_vectors_NE,
     )
+
+
+def item_nodes(table: IntentTable) -> npt.NDArray[np.int32]:
+    """Nodes of each item's default paths, int32 [N + 2, P * D], 0 where none."""
+    paths_PD = np.concatenate([table.arrays.paths, np.zeros((1, contract.MAX_DEPTH), dtype=np.int32)])
+    # -1, no path, takes the row of zeros at the end.
+    nodes: npt.NDArray[np.int32] = paths_PD[table.arrays.item_paths].reshape(len(table.arrays.item_paths), -1)
+    return nodes
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -288,3 +288,10 @@ def some(indices: Array, count: int, rng: np.random.Generator) -> Array:
     if len(indices) <= count:
         return indices
     return np.sort(rng.choice(indices, size=count, replace=False))
+
+
+def last_of_users(log: Log, targets: Array, count: int) -> Array:
+    """Each user's `count` last ones of ascending targets."""
+    users = log.starts[targets]
+    behind = np.searchsorted(users, users, side="right") - np.arange(len(users))
+    return targets[behind <= count]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,15 +42,24 @@ class FitSettings:
     """Linear warm-up."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    average: float = 0.0
+    """Decay per step of an exponential moving average of the weights; the average is measured and kept. 0: none.
+    Steadier than the weights of one step, where the measure jumps from epoch to epoch."""
     seed: int = 0
     """Of the order of batches and the negatives."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.patience < 1 or self.learning_rate <= 0 or self.budget_s <= 0:
+        if (
+            self.epochs < 1
+            or self.patience < 1
+            or self.learning_rate <= 0
+            or self.budget_s <= 0
+            or not 0 <= self.average < 1
+        ):
             raise UserError(
                 "FitSettings",
-                expected="epochs, patience >= 1, learning_rate, budget_s > 0",
-                got=f"{self.epochs}, {self.patience}, {self.learning_rate}, {self.budget_s}",
+                expected="epochs, patience >= 1, learning_rate, budget_s > 0, 0 <= average < 1",
+                got=f"{self.epochs}, {self.patience}, {self.learning_rate}, {self.budget_s}, {self.average}",
                 remedy="change the settings",
             )
 
@@ -66,21 +76,31 @@ class FitReport:
     """Epochs trained."""
     seconds: float
     """Wall time of this run of it."""
+    curve: tuple[tuple[int, float, float], ...] = ()
+    """(epoch, mean training loss, held-out measure) of every epoch."""
 
 
 class _State:
     """What is needed to go on after an interruption."""
 
     def __init__(
-        self, module: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, fingerprint: str
+        self,
+        module: nn.Module,
+        learning: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        path: Path | None,
+        fingerprint: str,
     ) -> None:
         self.module, self.optimiser, self.path, self.fingerprint = module, optimiser, path, fingerprint
+        self.learning = learning
+        self.average = [parameter.detach().clone() for parameter in learning]
         self.epoch = 0
         self.step = 0
         self.best = float("-inf")
         self.best_epoch = 0
         self.best_weights = _weights(module)
         self.done = False
+        self.curve: list[tuple[int, float, float]] = []
 
     def load(self) -> None:
         """Take up an interrupted training of the same fingerprint; start anew otherwise."""
@@ -91,12 +111,12 @@ class _State:
         except Exception:
             # A torn or foreign file is only lost time.
             return
-        if saved.get("fingerprint") != self.fingerprint:
+        if saved.get("fingerprint") != self.fingerprint or "average" not in saved:
             return
         self.module.load_state_dict(saved["module"], strict=False)
         self.optimiser.load_state_dict(saved["optimiser"])
         torch.set_rng_state(saved["random"])
-        for name in ("epoch", "step", "best", "best_epoch", "best_weights", "done"):
+        for name in ("epoch", "step", "best", "best_epoch", "best_weights", "done", "curve", "average"):
             setattr(self, name, saved[name])
 
     def save(self) -> None:
@@ -104,7 +124,7 @@ class _State:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        names = ("fingerprint", "epoch", "step", "best", "best_epoch", "best_weights", "done")
+        names = ("fingerprint", "epoch", "step", "best", "best_epoch", "best_weights", "done", "curve", "average")
         saved = {name: getattr(self, name) for name in names}
         saved |= {
             "module": self.module.state_dict(),
@@ -114,6 +134,30 @@ class _State:
         temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
         torch.save(saved, temporary)
         os.replace(temporary, self.path)
+
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights; in the first steps faster, so that it forgets where it started."""
+        now = min(decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, parameter in zip(self.average, self.learning, strict=True):
+                average.lerp_(parameter, 1.0 - now)
+
+    @contextmanager
+    def averaged(self, decay: float) -> Iterator[None]:
+        """The module with the averaged weights, where there are any."""
+        if not decay:
+            yield
+            return
+        kept = [parameter.detach().clone() for parameter in self.learning]
+        with torch.no_grad():
+            for parameter, average in zip(self.learning, self.average, strict=True):
+                parameter.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, own in zip(self.learning, kept, strict=True):
+                    parameter.copy_(own)
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -146,24 +190,25 @@ def fit(
         fingerprint: of all that the training depends on; a state of another fingerprint is not taken up.
     """
     learning = list(parameters)
+    # Fused: the item table's update is a third of a step otherwise (47 against 34 ms on Food-Kitchen, one core).
     optimiser = torch.optim.AdamW(
-        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98), fused=True
     )
     torch.manual_seed(settings.seed)
-    state = _State(module, optimiser, state_path, fingerprint)
+    state = _State(module, learning, optimiser, state_path, fingerprint)
     state.load()
     start = time.monotonic()
     total_steps = settings.epochs * max(len(batches), 1)
     with Progress(title, total_steps, "steps") as progress:
         progress.done = state.step
         while not state.done:
-            _train_epoch(state, learning, batches, loss, settings, start, progress)
+            mean_loss = _train_epoch(state, learning, batches, loss, settings, start, progress)
             state.epoch += 1
-            module.eval()
-            with torch.inference_mode():
-                measure = validate()
-            if measure > state.best:
-                state.best, state.best_epoch, state.best_weights = measure, state.epoch, _weights(module)
+            with state.averaged(settings.average):
+                measure = _held_out(module, validate)
+                if measure > state.best:
+                    state.best, state.best_epoch, state.best_weights = measure, state.epoch, _weights(module)
+            state.curve.append((state.epoch, mean_loss, measure))
             state.done = (
                 state.epoch >= settings.epochs
                 or state.epoch - state.best_epoch >= settings.patience
@@ -172,7 +217,19 @@ def fit(
             state.save()
     module.load_state_dict(state.best_weights, strict=False)
     module.eval()
-    return FitReport(best=state.best, best_epoch=state.best_epoch, epochs=state.epoch, seconds=time.monotonic() - start)
+    return FitReport(
+        best=state.best,
+        best_epoch=state.best_epoch,
+        epochs=state.epoch,
+        seconds=time.monotonic() - start,
+        curve=tuple(state.curve),
+    )
+
+
+def _held_out(module: nn.Module, validate: Callable[[], float]) -> float:
+    module.eval()
+    with torch.inference_mode():
+        return validate()
 
 
 def _train_epoch(
@@ -183,11 +240,16 @@ def _train_epoch(
     settings: FitSettings,
     start: float,
     progress: Progress,
-) -> None:
-    """One pass over the batches, or what fits into the time limit that began at `start` (monotonic seconds)."""
+) -> float:
+    """One pass over the batches, or what fits into the time limit that began at `start` (monotonic seconds).
+
+    Returns:
+        The mean loss of the steps made.
+    """
     rng = np.random.default_rng([settings.seed, state.epoch])
     total_steps = settings.epochs * max(len(batches), 1)
     state.module.train()
+    total_loss, steps = 0.0, 0
     for place in rng.permutation(len(batches)):
         done = max(state.step / total_steps, (time.monotonic() - start) / settings.budget_s)
         warm = min((state.step + 1) / max(settings.warmup_steps, 1), 1.0)
@@ -199,9 +261,13 @@ def _train_epoch(
         torch.nn.utils.clip_grad_norm_(learning, settings.clip)
         state.optimiser.step()
         state.step += 1
+        if settings.average:
+            state.update_average(settings.average)
+        total_loss, steps = total_loss + float(value.detach()), steps + 1
         progress.advance(note=f"best {max(state.best, 0.0):.3f}")
         if time.monotonic() - start > settings.budget_s:
             break
+    return total_loss / max(steps, 1)
 
 
 def _decay(done: float) -> float:

@@ -1,8 +1,8 @@
 """Train the ranker and the model it is measured against, and measure both.
 
 1. Base: the sequence tower, on every position of the training histories.
-2. Intents: tree, retrieval, composition and head, on examples looked up as in serving, the base frozen.
-3. Blend: how much each part counts in the score, chosen on the `valid` split.
+2. Intents: tree, retrieval, composition and head, on examples looked up as in serving, on their own score.
+3. Blend: how much each part counts in the score, chosen by NDCG@10 on the `valid` split, as all checkpoints are.
 The ID-only baseline is trained as the base is: same data, loss, schedule and size, and at least as long.
 
 Shapes: X positions or examples, B examples of a batch, T window, C candidates, S negatives, H width.
@@ -36,6 +36,7 @@ from airserve.training.examples import (
     SequenceBatch,
     Task,
     find_task,
+    last_of_users,
     rank_batches,
     sequence_batches,
     some,
@@ -45,7 +46,7 @@ from airserve.training.loop import FitReport, FitSettings, fit
 
 logger = logging.getLogger("train_ranker")
 AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
-BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE = 0.25, 0.4, 0.3
 """Of the time limit. The baseline may take the longest: ids alone learn slowest, and must not lose for want of time."""
 
@@ -83,6 +84,12 @@ class TrainSettings:
     """Of the intent stage, chosen at random."""
     valid_examples: int = 600
     """Targets of the `valid` split, chosen at random, that training is stopped by."""
+    last_targets: int = 0
+    """The intent stage learns each user's so many last training targets, 0: all. For intents that were derived from
+    the log itself, without those: examples that the intents already know teach it to trust them too much."""
+    valid_as_popular_as_training: bool = False
+    """Weigh the `valid` targets so that their items are as popular as those of training. For a `valid` split that
+    prefers popular items (LLMCDSR's does) and would choose models that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +121,11 @@ class Training:
             self.valid = some(training_targets(log, self.task), settings.valid_examples, rng)
         if self.valid.size == 0:
             raise DataError("behaviours", expected="events that can be predicted", got="none", remedy="give more data")
+        self.valid_weights = np.ones(len(self.valid))
+        if settings.valid_as_popular_as_training:
+            self.valid_weights = evaluation.popularity_weights(
+                log.rows[self.valid], log.rows[training_targets(log, self.task)], counts
+            )
         self.valid_protocol = EvaluationSettings(draws=1, negatives=499, seed=settings.seed + 1)
         self.valid_candidates = evaluation.draw_candidates(log, self.valid, self.valid_protocol)
         self.valid_batches = list(rank_batches(table, log, self.valid, self.task, batch=32))
@@ -121,7 +133,7 @@ class Training:
 
     def _valid_ndcg(self, scorer: Scorer) -> float:
         ranks = evaluation.rank_targets({AIR: scorer}, self.valid_batches, self.valid_candidates)
-        return float(evaluation.gains(ranks[AIR]).mean())
+        return float(np.average(evaluation.gains(ranks[AIR])[0], weights=self.valid_weights))
 
     def _state(self, name: str) -> Path:
         return self.state_folder / f"resume-{name}.pt"
@@ -154,13 +166,15 @@ class Training:
     def fit_intents(self, ranker: Ranker, share: float) -> FitReport:
         """Train everything but the base on looked-up examples, then choose the blend."""
         s = self.settings
-        targets = some(training_targets(self.log, self.task), s.max_examples, np.random.default_rng([s.seed, 7]))
+        targets = training_targets(self.log, self.task)
+        if s.last_targets:
+            targets = last_of_users(self.log, targets, s.last_targets)
+        targets = some(targets, s.max_examples, np.random.default_rng([s.seed, 7]))
         size = batch_size(len(targets), s.steps_per_epoch, s.rank_batch)
         batches = list(rank_batches(self.table, self.log, targets, self.task, max_length=s.train_history, batch=size))
-        base = sequence_scorer(ranker.base)
 
         def loss(batch: RankBatch, rng: np.random.Generator) -> Tensor:
-            return intent_loss(ranker, base, batch, self.sampler, s.rank_negatives, rng)
+            return intent_loss(ranker, batch, self.sampler, s.rank_negatives, rng)
 
         ranker.base.requires_grad_(False)
         learning = [parameter for parameter in ranker.parameters() if parameter.requires_grad]
@@ -170,7 +184,7 @@ class Training:
             learning,
             batches,
             loss,
-            lambda: self._valid_ndcg(air_scorer(ranker)),
+            lambda: self._valid_ndcg(intent_scorer(ranker)),
             replace(s.intent_fit, budget_s=60 * s.minutes_budget * share, seed=s.seed),
             state_path=self._state("intents"),
             fingerprint=self.mark,
@@ -189,7 +203,8 @@ class Training:
                 base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
                 for scale in BLEND_GRID:
                     ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
-                    measured[scale] += float(evaluation.gains(ranks).sum()) / len(self.valid)
+                    gains = evaluation.gains(ranks) * self.valid_weights[batch.places]
+                    measured[scale] += float(gains.sum() / self.valid_weights.sum())
         # Of equal ones the one nearest to the trained blend.
         best = max(measured, key=lambda scale: (measured[scale], -abs(scale - 1.0)))
         ranker.base_scale.fill_(best)  # type: ignore[operator]
@@ -314,31 +329,18 @@ def hidesome(rows_BT: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def intent_loss(
-    ranker: Ranker,
-    base: Scorer,
-    batch: RankBatch,
-    sampler: NegativeSampler,
-    negatives: int,
-    rng: np.random.Generator,
+    ranker: Ranker, batch: RankBatch, sampler: NegativeSampler, negatives: int, rng: np.random.Generator
 ) -> Tensor:
-    """Sampled softmax of the whole score, plus that of the intent score alone.
+    """Sampled softmax of the intent score alone.
 
-    The base knows the training targets better than it will know new ones; the second term keeps the intents from
-    learning only what the base leaves over.
+    Not of the sum with the base's score: the base knows the training targets better than it will know new ones, and
+    what it leaves over of them is not what the intents are for. `choose_blend` weighs the two afterwards.
     """
     negative_rows_S, log_chance_S = sampler.draw(negatives, rng)
     rows_BC = torch.cat(
         [batch.target_rows_B.unsqueeze(1), negative_rows_S.unsqueeze(0).expand(len(batch.target_rows_B), -1)], dim=1
     )
-    with torch.no_grad():
-        base_BC = base(batch, rows_BC)
-    intent_BC, _ = ranker.intent_score(ranker.user_tree(*batch.inputs), rows_BC)
-    total = torch.zeros(())
-    for scores_BC in (base_BC + intent_BC, intent_BC):
-        total = (
-            total
-            + sampled_softmax_losses(
-                scores_BC[:, 0], scores_BC[:, 1:], batch.target_rows_B, negative_rows_S, log_chance_S
-            ).mean()
-        )
-    return total / 2
+    scores_BC, _ = ranker.intent_score(ranker.user_tree(*batch.inputs), rows_BC)
+    return sampled_softmax_losses(
+        scores_BC[:, 0], scores_BC[:, 1:], batch.target_rows_B, negative_rows_S, log_chance_S
+    ).mean()

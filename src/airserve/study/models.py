@@ -1,0 +1,326 @@
+"""The models of a study: what each is, how it is trained and how it scores.
+
+Everything is trained on the same log and chosen on its `valid` split. A model that starts from another one (`base`)
+takes that model's run of the same seed, so that AIR, its controls and its ablations stand on one and the same base.
+The base sees title vectors only: intents enter through the intent stage alone.
+"""
+
+# ruff: noqa: N815 - tensors are named name_AXES, fields too
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import airserve.model.composition
+import airserve.model.gather
+import airserve.model.losses
+import airserve.model.ranker
+import airserve.model.retrieval
+import airserve.model.sequence
+import airserve.model.tree
+import airserve.study.losses
+import airserve.study.variants
+import airserve.table.tree
+import airserve.training.evaluation
+import airserve.training.loop
+from airserve.model.ranker import Ranker
+from airserve.model.sequence import SequenceModel
+from airserve.study import losses, metrics, protocol, variants
+from airserve.study.cache import State, digest, source_digest
+from airserve.study.protocol import TestSet
+from airserve.table.lookup import IntentTable
+from airserve.training import baselines, checkpoint, examples, stages
+from airserve.training.evaluation import Scorer
+from airserve.training.examples import Log, Task, find_task
+from airserve.training.loop import FitReport
+from airserve.training.stages import Training, TrainSettings
+
+Array = npt.NDArray[Any]
+Report = dict[str, Any]
+NO_LIMIT_MINUTES = 1e6
+"""A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
+TUNING_DRAWS = 3
+VALIDATION = (airserve.training.evaluation, Training.__init__, Training._valid_ndcg)
+"""What chooses a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What all models of a study share."""
+
+    table: IntentTable
+    """The intents."""
+    titles_NE: Array
+    """float32 [N + 2, E], title vectors in catalogue rows."""
+    log: Log
+    train: TrainSettings = field(default_factory=TrainSettings)
+    protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
+    source: str = "given tables"
+    """What made the intents."""
+
+    @cached_property
+    def task(self) -> Task:
+        """What the targets look like, read off the `valid` split."""
+        return find_task(self.log)
+
+    @cached_property
+    def test(self) -> TestSet:
+        """The targets that are reported."""
+        return TestSet(log=self.log, task=self.task, split="test", protocol=self.protocol)
+
+    @cached_property
+    def valid(self) -> TestSet:
+        """The targets that baselines are tuned on."""
+        few = replace(self.protocol, draws=min(TUNING_DRAWS, self.protocol.draws))
+        return TestSet(log=self.log, task=self.task, split="valid", protocol=few)
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Of the log and the title vectors."""
+        return digest([self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())])
+
+    @cached_property
+    def table_digest(self) -> str:
+        """Of the intents."""
+        arrays = self.table.arrays
+        parts = (
+            arrays.kinds,
+            arrays.kind_paths,
+            arrays.item_paths,
+            arrays.paths,
+            arrays.node_vectors,
+            arrays.item_vectors,
+        )
+        return digest([np.ascontiguousarray(part).tobytes().hex() for part in parts])
+
+    @property
+    def protocol_digest(self) -> str:
+        """Of everything that ranks depend on beside the model."""
+        return digest([asdict(self.protocol), source_digest([protocol])])
+
+    def training(self, table: IntentTable, seed: int, folder: Path, mark: str) -> Training:
+        """The library's training on one of the study's tables, resumable, without a time limit."""
+        settings = replace(self.train, seed=seed, minutes_budget=NO_LIMIT_MINUTES)
+        return Training(table, self.log, settings, folder, mark)
+
+
+class Model(Protocol):
+    """One line of the results table."""
+
+    @property
+    def label(self) -> str:
+        """As readers are shown it."""
+
+    @property
+    def seeded(self) -> bool:
+        """Whether its training is random; else there is one run."""
+
+    @property
+    def base(self) -> str | None:
+        """The model it starts from."""
+
+    def depends_on(self, study: Study) -> object:
+        """Everything, seed and base apart, that a training depends on."""
+
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+        """Train it, taking up what an interrupted training of the same `mark` left in `folder`."""
+
+    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+        """The trained model and the table that its histories are looked up in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A model without gradients, its few numbers chosen on valid by NDCG@10 from a grid."""
+
+    label: str
+    grid: Mapping[str, tuple[float, ...]]
+    make: Callable[[Study, Mapping[str, float]], Scorer]
+    seeded: bool = False
+    base: None = None
+
+    def depends_on(self, study: Study) -> object:
+        """See `Model`."""
+        return [study.data_digest, dict(self.grid), source_digest([baselines, metrics.gain, self.make])]
+
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+        """See `Model`."""
+        tried = []
+        for values in product(*self.grid.values()):
+            choice = dict(zip(self.grid, values, strict=True))
+            found = study.valid.rank(self.make(study, choice), study.table, title=f"tuning {self.label}", batch=16)
+            tried.append({**choice, "valid_ndcg10": round(float(metrics.gain(found.drawn_WX, 10).mean()), 5)})
+        best = max(tried, key=lambda one: one["valid_ndcg10"])
+        chosen = {name: best[name] for name in self.grid}
+        return {}, {"tuning": {"metric": "NDCG@10 on valid", "grid": tried, "chosen": chosen}}
+
+    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+        """See `Model`."""
+        return self.make(study, report["tuning"]["chosen"]), study.table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential:
+    """A causal transformer over the history (SASRec with our sizes), on ids alone or with title vectors."""
+
+    label: str
+    use_titles: bool
+    bce: bool = False
+    """Binary cross entropy with one uniform negative a position, as in the SASRec paper, instead of sampled softmax."""
+    seeded: bool = True
+    base: None = None
+
+    def depends_on(self, study: Study) -> object:
+        """See `Model`."""
+        s = study.train
+        code = [
+            airserve.model.sequence, airserve.model.losses, airserve.model.gather, airserve.training.loop,
+            examples.sequence_batches, examples.next_targets, stages.sequence_loss, Training.fit_sequence,
+            *VALIDATION,
+        ]  # fmt: skip
+        code += [airserve.study.losses] if self.bce else []
+        sizes = [asdict(s.ranker.sequence), asdict(s.sequence_fit), s.sequence_negatives, s.sequence_batch]
+        return [study.data_digest, self.use_titles, self.bce, sizes, s.steps_per_epoch, s.valid_examples,
+                s.valid_as_popular_as_training, source_digest(code)]  # fmt: skip
+
+    def network(self, study: Study) -> SequenceModel:
+        """An untrained one."""
+        settings = replace(study.train.ranker.sequence, use_item_vectors=self.use_titles)
+        return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings)
+
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+        """See `Model`."""
+        torch.manual_seed(seed)
+        model = self.network(study)
+        training = study.training(study.table, seed, folder, mark)
+        if self.bce:
+            report = losses.fit_with_bce(training, model, folder / "resume-bce.pt", mark)
+        else:
+            report = training.fit_sequence(self.label, model, 1.0)
+        return model.state_dict(), {"fit": fit_report(report)}
+
+    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+        """See `Model`."""
+        model = self.network(study)
+        model.load_state_dict(state)
+        return baselines.sequence_scorer(model), study.table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intents:
+    """AIR's intent stage on the base, with its own table and switches."""
+
+    label: str
+    variant: str = "true"
+    """`true`, `shuffled` (over all items that have intents) or `items` (every item its own intent: no intents)."""
+    use_tree: bool = True
+    use_target: bool = True
+    seeded: bool = True
+    base: str = "sasrec_id_text"
+
+    def depends_on(self, study: Study) -> object:
+        """See `Model`."""
+        code = [
+            airserve.model.ranker, airserve.model.composition, airserve.model.retrieval, airserve.model.tree,
+            airserve.model.losses, airserve.training.loop, airserve.table.tree, variants,
+            examples.rank_batches, examples.make_request, examples.history, examples.training_targets,
+            examples.last_of_users, stages.intent_loss, Training.fit_intents, Training.choose_blend,
+            checkpoint.new_ranker, checkpoint.item_nodes, *VALIDATION,
+        ]  # fmt: skip
+        s = asdict(study.train)
+        settings = {name: value for name, value in s.items() if not name.startswith("sequence")}
+        return [study.data_digest, study.table_digest, self.variant, self.use_tree, self.use_target,
+                settings, source_digest(code)]  # fmt: skip
+
+    def table(self, study: Study, seed: int) -> IntentTable:
+        """The intents that it is given; shuffled ones are shuffled anew for each seed."""
+        if self.variant == "shuffled":
+            return variants.with_shuffled_intents(study.table, study.titles_NE, seed)
+        return variants.with_items_for_intents(study.table, study.titles_NE) if self.variant == "items" else study.table
+
+    def network(self, study: Study, table: IntentTable, base: State | None) -> Ranker:
+        """An untrained intent stage on a trained base."""
+        settings = replace(study.train.ranker, use_intents=True, use_tree=self.use_tree, use_target=self.use_target)
+        ranker = checkpoint.new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
+        ranker.base.load_state_dict(base or {})
+        return ranker
+
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+        """See `Model`."""
+        torch.manual_seed(seed)
+        table = self.table(study, seed)
+        ranker = self.network(study, table, base)
+        report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0)
+        state = {name: tensor for name, tensor in ranker.state_dict().items() if not name.startswith("base.")}
+        learned = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
+        blend = {"base": float(state["base_scale"]), "intents": float(state["intent_scale"])}
+        return state, {"fit": fit_report(report), "blend": blend, "parameters": learned, "table_seed": seed}
+
+    def trained(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Ranker, IntentTable]:
+        """The whole ranker, base and intent stage."""
+        table = self.table(study, report["table_seed"])
+        ranker = self.network(study, table, base)
+        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in (base or {}).items()}})
+        return ranker.eval(), table
+
+    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+        """See `Model`."""
+        ranker, table = self.trained(study, state, report, base)
+        return stages.air_scorer(ranker), table
+
+
+def fit_report(report: FitReport) -> Report:
+    """How a training went, for the results file."""
+    return {
+        "chosen_by": "NDCG@10 on valid, 499 negatives of the target's domain",
+        "valid_ndcg10": round(report.best, 5),
+        "best_epoch": report.best_epoch,
+        "epochs": report.epochs,
+        "seconds": round(report.seconds, 1),
+        "curve": [[epoch, round(loss, 5), round(measured, 5)] for epoch, loss, measured in report.curve],
+    }
+
+
+def _popularity(study: Study, choice: Mapping[str, float]) -> Scorer:
+    return baselines.popularity_scorer(study.log, study.task)
+
+
+def _item_knn(study: Study, choice: Mapping[str, float]) -> Scorer:
+    recency = baselines.Recency(last=int(choice["last"]), decay=choice["decay"])
+    return baselines.neighbour_scorer(baselines.cosine_neighbours(study.log, choice["shrinkage"]), recency)
+
+
+def _text_cosine(study: Study, choice: Mapping[str, float]) -> Scorer:
+    recency = baselines.Recency(last=int(choice["last"]), decay=choice["decay"])
+    return baselines.text_scorer(torch.from_numpy(np.array(study.titles_NE)), recency)
+
+
+MODELS: dict[str, Model] = {
+    "popularity": Counted(label="popularity", grid={}, make=_popularity),
+    "item_knn": Counted(
+        label="item-kNN",
+        grid={"shrinkage": (0.0, 10.0, 50.0), "decay": (1.0, 0.9, 0.75), "last": (10, 50)},
+        make=_item_knn,
+    ),
+    "text_cosine": Counted(
+        label="text cosine", grid={"decay": (1.0, 0.9, 0.75, 0.5), "last": (5, 50)}, make=_text_cosine
+    ),
+    "sasrec_id_bce": Sequential(label="SASRec (ID), BCE", use_titles=False, bce=True),
+    "sasrec_id": Sequential(label="SASRec (ID)", use_titles=False),
+    "sasrec_id_text": Sequential(label="SASRec (ID + text)", use_titles=True),
+    "no_intents": Intents(label="re-ranker without intents", variant="items"),
+    "air_shuffled": Intents(label="AIR, intents shuffled", variant="shuffled"),
+    "air_no_tree": Intents(label="AIR without tree", use_tree=False),
+    "air_no_target": Intents(label="AIR without target-aware retrieval", use_target=False),
+    "air_neither": Intents(label="AIR without both", use_tree=False, use_target=False),
+    stages.AIR: Intents(label="AIR"),
+}
+"""In the order of the report."""
