@@ -33,7 +33,7 @@ from airserve.client.regions import MAX_REGIONS
 from airserve.client.replay import ReplayReport, ReplaySettings, Traffic, replay
 from airserve.errors import ArtifactError, InvalidRequestError, ServerError
 from airserve.triton.config import ensemble_config, render
-from airserve.triton.server import ServerSettings, TritonServer
+from airserve.triton.server import ServerSettings, ServerTls, TritonServer
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,19 +115,6 @@ def write_double(folder: Path, *, version: int = contract.CONTRACT_VERSION, rena
     (place / "model.py").write_text(MODEL)
     (place.parent / "config.pbtxt").write_text(render(config))
     return folder
-
-
-class TlsServer(TritonServer):
-    """A Triton that speaks gRPC over TLS with a certificate of its own, `cert.pem` beside the repository."""
-
-    def command(self, backends: Path, site: Path) -> list[str]:
-        folder = self.settings.repository.parent
-        return [
-            *super().command(backends, site),
-            "--grpc-use-ssl=true",
-            f"--grpc-server-cert={folder / 'cert.pem'}",
-            f"--grpc-server-key={folder / 'key.pem'}",
-        ]
 
 
 def start(repository: Path, **ports: int) -> TritonServer:
@@ -368,8 +355,9 @@ def test_a_connection_can_be_encrypted(tmp_path: Path) -> None:
     files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
     made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names, *files]
     subprocess.run(made, check=True, capture_output=True)
-    settings = ServerSettings(repository=write_double(tmp_path / "double"), environment=ROOT / ".venv-triton")
-    with TlsServer(settings) as server:
+    own = ServerTls(certificate=tmp_path / "cert.pem", private_key=tmp_path / "key.pem")
+    repository = write_double(tmp_path / "double")
+    with TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton", tls=own)) as server:
         tls = TlsSettings(root_certificates=tmp_path / "cert.pem")
         with RankClient(server.grpc_url, tls=tls) as client:
             assert client.rank([asking([5])])[0].scores.tolist() == [5.0]
@@ -377,6 +365,24 @@ def test_a_connection_can_be_encrypted(tmp_path: Path) -> None:
         assert result.scores.tolist() == [6.0]
         with pytest.raises(ServerError, match=r"UNAVAILABLE|DEADLINE"):
             RankClient(server.grpc_url, timeout_s=2.0)
+
+
+def test_mutual_tls_wants_a_certificate_of_the_client(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names]
+    subprocess.run([*made, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    tls = ServerTls(certificate=cert, private_key=key, client_authorities=cert)
+    repository = write_double(tmp_path / "double")
+    with TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton", tls=tls)) as server:
+        ours = TlsSettings(root_certificates=cert, certificate_chain=cert, private_key=key)
+        with RankClient(server.grpc_url, tls=ours) as client:
+            assert client.rank([asking([5])])[0].scores.tolist() == [5.0]
+        with pytest.raises(ServerError, match=r"UNAVAILABLE|DEADLINE"):
+            RankClient(server.grpc_url, timeout_s=2.0, tls=TlsSettings(root_certificates=cert))
 
 
 def test_a_server_of_another_contract_is_refused_at_connect(tmp_path: Path) -> None:

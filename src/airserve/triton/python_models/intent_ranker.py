@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from airserve import contract
 from airserve.triton.config_names import ONNX_FILE
-from airserve.triton.model_answers import admission_of, given_up, parameters_of, patience, refuse_from, settle
+from airserve.triton.model_answers import admission_of, parameters_of, refuse_from, settle
 from airserve.triton.model_metrics import ModelMetrics
 from airserve.triton.padding import extent_of
 from airserve.triton.ranker_session import RankerSession
@@ -56,10 +56,8 @@ class TritonPythonModel:
             parts.append(part)
         asked = [set(request.requested_output_names()) for request in requests[: len(parts)]]
         wanted = [name for name in OUTPUTS if any(name in names for names in asked)]
-        for at, answer in enumerate(self.ranker.run(parts, wanted, patience(requests, began))):
-            if not answer:
-                responses[at] = given_up(self.metrics)
-                continue
+        # Whether a client gave up cannot be asked here: a step of an ensemble is not told (Triton 2.51).
+        for at, answer in enumerate(self.ranker.run(parts, wanted)):
             tensors = [pb_utils.Tensor(name, array) for name, array in answer.items() if name in asked[at]]
             responses[at] = pb_utils.InferenceResponse(tensors)
         seconds = time.perf_counter() - began
