@@ -336,7 +336,7 @@ def start_server(model, port):
         "--served-model-name",
         "tiny",
     ]
-    command += ["--port", port, "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", 2048, "--seed", 0]
+    command += ["--port", port, "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", 1024, "--seed", 0]
     command += ["--kv-cache-memory-bytes", 1 << 28, "--max-num-seqs", 16]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
