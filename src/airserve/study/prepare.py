@@ -173,11 +173,11 @@ def study_settings(*, fast: bool) -> TrainSettings:
             ranker=RankerSettings(sequence=SequenceSettings(dropout=0.3)),
             sequence_fit=FitSettings(learning_rate=2e-3, epochs=10, patience=3, weight_decay=1e-2, average=0.999),
             sequence_negatives=1024,
-            intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=2),
+            intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=3, average=0.995),
             rank_batch=(16, 64),
             rank_negatives=64,
             train_history=Protocol().max_history,
-            max_examples=30_000,
+            max_examples=50_000,
             last_targets=1,
             valid_as_popular_as_training=True,
         )
