@@ -177,7 +177,7 @@ def study_settings(*, fast: bool) -> TrainSettings:
             rank_batch=(16, 64),
             rank_negatives=64,
             train_history=Protocol().max_history,
-            max_examples=50_000,
+            max_examples=30_000,
             last_targets=1,
             valid_as_popular_as_training=True,
         )

@@ -155,17 +155,19 @@ MAX_WEIGHT = 5.0
 
 
 def popularity_weights(rows_X: Array, training_rows: Array, counts_N: Array) -> Array:
-    """Weights of targets under which their items are as popular as those of training events; float64 [X].
+    """Weights of targets under which their items are as popular as those of training targets; float64 [X].
 
     Args:
         rows_X: the targets' catalogue rows.
-        training_rows: those of the training events.
+        training_rows: those of the training targets; without any, all weights are 1.
         counts_N: how often each row is a target in training.
 
     Returns:
-        Share of training events over share of targets of the item's popularity (a decile of the training events),
+        Share of training targets over share of targets of the item's popularity (a decile of the training targets),
         mean 1, at most about `MAX_WEIGHT`.
     """
+    if not len(training_rows):
+        return np.ones(len(rows_X))
     edges = np.unique(np.quantile(counts_N[training_rows], np.linspace(0, 1, POPULARITY_BINS + 1)[1:-1]))
     bins_X = np.digitize(counts_N[rows_X], edges)
     wanted = np.bincount(np.digitize(counts_N[training_rows], edges), minlength=len(edges) + 1) / len(training_rows)

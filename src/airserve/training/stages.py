@@ -47,6 +47,8 @@ from airserve.training.loop import FitReport, FitSettings, fit
 logger = logging.getLogger("train_ranker")
 AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
 BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+BLEND_TARGETS, BLEND_DRAWS = 1000, 4
+"""Valid targets, and draws of negatives, that the blend is chosen on."""
 BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE = 0.25, 0.4, 0.3
 """Of the time limit. The baseline may take the longest: ids alone learn slowest, and must not lose for want of time."""
 
@@ -121,13 +123,18 @@ class Training:
             self.valid = some(training_targets(log, self.task), settings.valid_examples, rng)
         if self.valid.size == 0:
             raise DataError("behaviours", expected="events that can be predicted", got="none", remedy="give more data")
-        self.valid_weights = np.ones(len(self.valid))
-        if settings.valid_as_popular_as_training:
-            self.valid_weights = evaluation.popularity_weights(log.rows[self.valid], log.rows[log.splits == 0], counts)
+        self.valid_weights = self._weights(self.valid)
         self.valid_protocol = EvaluationSettings(draws=1, negatives=499, seed=settings.seed + 1)
         self.valid_candidates = evaluation.draw_candidates(log, self.valid, self.valid_protocol)
         self.valid_batches = list(rank_batches(table, log, self.valid, self.task, batch=32))
         self.item_vectors_NE = torch.from_numpy(np.array(table.item_vectors))
+
+    def _weights(self, targets: evaluation.Array) -> evaluation.Array:
+        """How much each valid target counts."""
+        if not self.settings.valid_as_popular_as_training:
+            return np.ones(len(targets))
+        trained = self.log.rows[training_targets(self.log, self.task)]
+        return evaluation.popularity_weights(self.log.rows[targets], trained, target_counts(self.log, self.task))
 
     def _valid_ndcg(self, scorer: Scorer) -> float:
         ranks = evaluation.rank_targets({AIR: scorer}, self.valid_batches, self.valid_candidates)
@@ -192,17 +199,27 @@ class Training:
         return report
 
     def choose_blend(self, ranker: Ranker) -> None:
-        """Set the weight of the base score beside the intent score by NDCG@10 on valid."""
+        """Set the weight of the base score beside the intent score by NDCG@10 on valid.
+
+        On more targets and draws of negatives than training is stopped by: neighbours on the grid differ by less than
+        one draw's noise.
+        """
+        targets = some(self.log.targets("valid"), BLEND_TARGETS, np.random.default_rng([self.settings.seed, 11]))
+        if targets.size == 0:
+            targets = self.valid
+        weights = self._weights(targets)
+        candidates = evaluation.draw_candidates(self.log, targets, replace(self.valid_protocol, draws=BLEND_DRAWS))
         measured = dict.fromkeys(BLEND_GRID, 0.0)
         base, intents = sequence_scorer(ranker.base), intent_scorer(ranker)
         with torch.inference_mode():
-            for batch in self.valid_batches:
-                rows_BC = torch.from_numpy(self.valid_candidates[0, batch.places])
-                base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
-                for scale in BLEND_GRID:
-                    ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
-                    gains = evaluation.gains(ranks) * self.valid_weights[batch.places]
-                    measured[scale] += float(gains.sum() / self.valid_weights.sum())
+            for batch in rank_batches(self.table, self.log, targets, self.task, batch=32):
+                for drawn in candidates:
+                    rows_BC = torch.from_numpy(drawn[batch.places])
+                    base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
+                    for scale in BLEND_GRID:
+                        ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
+                        gains = evaluation.gains(ranks) * weights[batch.places]
+                        measured[scale] += float(gains.sum() / weights.sum()) / BLEND_DRAWS
         # Of equal ones the one nearest to the trained blend.
         best = max(measured, key=lambda scale: (measured[scale], -abs(scale - 1.0)))
         ranker.base_scale.fill_(best)  # type: ignore[operator]
