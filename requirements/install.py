@@ -20,7 +20,7 @@ LOCKS = {".venv": "main.lock", ".venv-triton": "triton.lock"}
 CHECKS = {".venv-trt": "trt-check.lock"}
 """Not needed to run anything: a failed install is said and passed over."""
 AOT_TOOL = Path(os.environ.get("AIRSERVE_TRT_AOT_CHECK", ROOT.parent / "shared" / "tools" / "trt_aot_check"))
-SIZES_GB = {"main.lock": 2.9, "triton.lock": 0.3, "trt-check.lock": 0.3}
+SIZES_GB = {"main.lock": 3.7, "triton.lock": 0.3, "trt-check.lock": 0.3}
 UV = "uv==0.13.9"
 STAMP = "airserve-installed.sha256"
 REMEDY = """
