@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from airserve import contract
 from airserve.data.schema import write_parquet
 from airserve.errors import DataError, UserError
-from airserve.intents.derived import DeriveSettings, derive
+from airserve.intents.derived import DeriveSettings, derive, derive_folder
 from airserve.intents.schema import NODE_PATTERN
 from airserve.table import vectors
 from airserve.table.answers import read_answers
+from airserve.table.build import BuildSettings, build_tables
+from airserve.table.format import file_sha256
+from airserve.table.lookup import IntentTable
 
 THEMES = ("cat", "coffee", "garden", "bicycle")
 SMALL = DeriveSettings(groups=(2, 4, 8), width=8)
@@ -150,10 +154,32 @@ def test_answers_and_vectors_are_read_back_by_the_table_build(tmp_path: Path) ->
     ids = 1000 + np.arange(48)
     read = read_answers(tmp_path / "answers.parquet", ids)
     assert read.n_foreign == 0
-    vectors.save_vectors(tmp_path / "vectors.npz", ids, derived.space_NS, "test")
-    own = vectors.read_vectors(tmp_path / "vectors.npz", np.array([5, 1003, 1047]))
+    vectors.save_vectors(tmp_path / "vectors.npz", ids, derived.space_NS, "these")
+    own = vectors.read_vectors(tmp_path / "vectors.npz", np.array([5, 1003, 1047]), "these")
     assert not own[0].any()
     assert np.allclose(own[1:, :8], vectors.normalised(derived.space_NS[[3, 47]]), atol=1e-6)
+    with pytest.raises(DataError, match="those of others"):
+        vectors.read_vectors(tmp_path / "vectors.npz", ids, "a language model's")
     (tmp_path / "vectors.npz").write_bytes(b"torn")
     with pytest.raises(DataError, match="make the intents again"):
-        vectors.read_vectors(tmp_path / "vectors.npz", ids)
+        vectors.read_vectors(tmp_path / "vectors.npz", ids, "these")
+
+
+def test_tables_of_derived_intents_stand_in_their_own_space_and_refuse_another_sources_answers(tmp_path: Path) -> None:
+    items, behaviours, _ = make_data()
+    write_parquet(items, tmp_path / "items.parquet")
+    write_parquet(behaviours, tmp_path / "behaviours.parquet")
+    derive_folder(tmp_path, tmp_path / "intents", SMALL, cache=None)
+    settings = BuildSettings(data=tmp_path, intents=tmp_path / "intents", out=tmp_path / "tables", cache=None)
+    build_tables(settings)
+    table = IntentTable.open(tmp_path / "tables" / "serving")
+    answers = tmp_path / "intents" / "answers.parquet"
+    own = vectors.read_vectors(tmp_path / "intents" / "vectors.npz", table.items, file_sha256(answers))
+    np.testing.assert_allclose(table.item_vectors[contract.FIRST_ITEM_ROW :], own, atol=1e-6)
+    first_paths = table.arrays.paths[table.arrays.item_paths[contract.FIRST_ITEM_ROW :, 0]]
+    root = first_paths[0, 0]
+    of_members = vectors.normalised(own[first_paths[:, 0] == root].sum(0))
+    np.testing.assert_allclose(table.node_vectors[root], of_members, atol=1e-5)
+    write_parquet(pq.read_table(answers).slice(1), answers)
+    with pytest.raises(DataError, match="those of others"):
+        build_tables(settings)

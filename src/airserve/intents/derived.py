@@ -34,6 +34,7 @@ from airserve.data.schema import load_dataset, write_parquet
 from airserve.errors import DataError, UserError
 from airserve.intents.schema import NODE_PATTERN
 from airserve.table.embed import SentenceEmbedder, embed_texts
+from airserve.table.format import file_sha256
 from airserve.table.vectors import VECTOR_WIDTH, VECTORS_FILE, normalised, save_vectors
 
 Array = npt.NDArray[Any]
@@ -41,8 +42,6 @@ Matrix = Any
 """A SciPy sparse matrix; SciPy ships no types."""
 SOURCE = "derived:titles+company:1"
 """Identity of this source, as a model's name stands in a manifest."""
-
-
 MOST_TITLES = 0.03
 """Words in a larger share of the titles (pack, ounce, set, white) name nothing."""
 
@@ -120,8 +119,9 @@ def derive_folder(data: Path, out: Path, settings: DeriveSettings, cache: Path |
     dataset = load_dataset(data)
     titles_NW, _ = embed_texts(SentenceEmbedder(), dataset.items["title"].to_pylist(), cache)
     derived = derive(dataset.items, dataset.behaviours, titles_NW, settings)
-    write_parquet(derived.answers, out / "answers.parquet")
-    save_vectors(out / VECTORS_FILE, dataset.items["item_id"].to_numpy(), derived.space_NS, SOURCE)
+    answers = out / "answers.parquet"
+    write_parquet(derived.answers, answers)
+    save_vectors(out / VECTORS_FILE, dataset.items["item_id"].to_numpy(), derived.space_NS, file_sha256(answers))
     return {"source": SOURCE, "event_kinds": derived.answers.num_rows, "items": dataset.items.num_rows}
 
 
@@ -156,15 +156,10 @@ def _training_events(behaviours: pa.Table, skip_last: int) -> Array:
     """Indices of the training events but each user's last ones."""
     train = np.flatnonzero(behaviours["split"].to_numpy(zero_copy_only=False) == "train")
     users = behaviours["user_id"].to_numpy()[train]
-    end_of_user = np.searchsorted(users, users, side="right") if np.all(users[1:] >= users[:-1]) else _ends(users)
+    changes = np.append(np.flatnonzero(users[1:] != users[:-1]) + 1, len(users))
+    end_of_user = changes[np.searchsorted(changes, np.arange(len(users)), side="right")]
     kept: Array = train[np.arange(len(train)) < end_of_user - skip_last]
     return kept
-
-
-def _ends(users: Array) -> Array:
-    """For each event, where its user's run of events ends (exclusive)."""
-    change = np.append(np.flatnonzero(users[1:] != users[:-1]) + 1, len(users))
-    return change[np.searchsorted(change, np.arange(len(users)), side="right")]
 
 
 def company(places: Array, users: Array, n_items: int, settings: DeriveSettings) -> Matrix:
@@ -172,9 +167,10 @@ def company(places: Array, users: Array, n_items: int, settings: DeriveSettings)
     flow_NN = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
     for gap in range(1, settings.reach + 1):
         earlier, later = places[:-gap], places[gap:]
-        same = (users[:-gap] == users[gap:]) & (earlier != later)
+        same = users[:-gap] == users[gap:]
         if not same.any():
             break
+        same &= earlier != later
         counts = np.full(int(same.sum()), settings.fade ** (gap - 1), dtype=np.float32)
         flow_NN = flow_NN + sparse.csr_matrix((counts, (earlier[same], later[same])), shape=flow_NN.shape)
     return flow_NN + settings.backward * flow_NN.T

@@ -18,7 +18,7 @@ from airserve.errors import DataError, UserError
 from airserve.table import atomic, merges, vectors, vocabulary
 from airserve.table.answers import Answers, read_answers
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
-from airserve.table.format import NO_PATH, TableArrays
+from airserve.table.format import NO_PATH, TableArrays, file_sha256
 from airserve.table.html_report import write_table_report
 from airserve.table.publish import publish_table
 
@@ -199,7 +199,7 @@ def _tables(
     item_table = vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path())
     own_path = settings.intents / vectors.VECTORS_FILE
     if own_path.exists():
-        own = vectors.read_vectors(own_path, items)
+        own = vectors.read_vectors(own_path, items, file_sha256(settings.intents / "answers.parquet"))
         item_table[contract.FIRST_ITEM_ROW :] = own
         node_table = vectors.mean_of_members(own, default_paths[:, 0], intents.paths, len(node_table))
     return node_table, item_table

@@ -133,28 +133,36 @@ def save_titles(path: Path, titles_NE: Vectors) -> None:
     os.replace(temporary, path)
 
 
-def save_vectors(path: Path, items: npt.NDArray[np.int64], vectors_NS: Vectors, identity: str) -> None:
-    """Write the items' vectors in a source's own space, S <= `VECTOR_WIDTH`; atomically."""
+def save_vectors(path: Path, items: npt.NDArray[np.int64], vectors_NS: Vectors, answers_sha256: str) -> None:
+    """Write the items' vectors in a source's own space (S <= `VECTOR_WIDTH`), for the answers beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with temporary.open("wb") as stream:
-        np.savez(stream, items=items, vectors=vectors_NS, identity=np.array(identity))
+        np.savez(stream, items=items, vectors=vectors_NS, answers_sha256=np.array(answers_sha256))
     os.replace(temporary, path)
 
 
-def read_vectors(path: Path, items: npt.NDArray[np.int64]) -> Vectors:
+def read_vectors(path: Path, items: npt.NDArray[np.int64], answers_sha256: str) -> Vectors:
     """The vectors of `items` in a source's own space, float32 [N, E], zeros for items that it does not have.
 
     Raises:
-        DataError: if the file is damaged or too wide.
+        DataError: if the file is damaged, too wide, or was written for other answers.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             known, vectors_NS = stored["items"], stored["vectors"].astype(np.float32)
+            written_for = str(stored["answers_sha256"])
     except Exception as error:  # a damaged archive raises what it likes
         raise DataError(
             str(path), expected="items' vectors", got=type(error).__name__, remedy="make the intents again"
         ) from None
+    if written_for != answers_sha256:
+        raise DataError(
+            str(path),
+            expected=f"vectors of the answers beside it ({answers_sha256[:12]})",
+            got=f"those of others ({written_for[:12]})",
+            remedy="remove it if a language model wrote the answers; else derive the intents again",
+        )
     if vectors_NS.shape[1] > VECTOR_WIDTH or len(vectors_NS) != len(known):
         raise DataError(
             str(path),
