@@ -22,6 +22,7 @@ from airserve.training.checkpoint import load_ranker, new_ranker, save_ranker
 from airserve.training.evaluation import (
     EvaluationSettings,
     draw_candidates,
+    expected_gains,
     gains,
     hits,
     interval,
@@ -208,6 +209,17 @@ def test_metrics_of_known_ranks() -> None:
     low, high = report["air_minus_sequence"]["hr10"]["interval"]
     assert 0.4 < low < 0.5 < high < 0.6
     assert interval(np.zeros(0), settings) == (0.0, 0.0)
+
+
+def test_expected_gains_are_the_mean_over_draws_from_the_pool() -> None:
+    rng = np.random.default_rng(3)
+    ranks, pool, negatives = np.asarray([1, 2, 15, 40, 200]), 199, 60
+    drawn = np.stack([rng.choice(pool, size=negatives, replace=False) for _ in range(20_000)])
+    sampled = [gains(1 + (drawn < rank - 1).sum(1)).mean() for rank in ranks]
+    assert expected_gains(ranks, pool, negatives) == pytest.approx(sampled, abs=0.01)
+    assert expected_gains(ranks, pool, 999) == pytest.approx(gains(ranks))
+    pools = np.asarray([0, 1, 199])
+    assert expected_gains(np.asarray([1, 2, 2]), pools, 999) == pytest.approx(gains(np.asarray([1, 2, 2])))
 
 
 def test_training_keeps_the_best_epoch_and_takes_up_an_interrupted_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from airserve import contract
@@ -103,6 +104,26 @@ def gains(ranks: Array) -> Array:
     """NDCG@10 of each ranking with its one relevant item: 1 / log2(1 + rank), 0 behind the cut."""
     discounted: Array = np.where(ranks <= CUT, 1.0 / np.log2(1.0 + ranks), 0.0)
     return discounted
+
+
+def expected_gains(ranks: Array, pool: Array | int, negatives: int) -> Array:
+    """NDCG@10 that a target can expect against random negatives, from its rank in a larger pool of them.
+
+    Without a draw's noise: of the `rank - 1` rivals above the target in the pool, a hypergeometric number is drawn.
+
+    Args:
+        ranks: int64 [X], of the target in the pool, 1 is best.
+        pool: rivals in the pool, one number or int64 [X].
+        negatives: how many of them a draw has; the whole pool where that is smaller.
+
+    Returns:
+        float64 [X].
+    """
+    rivals = np.arange(CUT)
+    pool_X1 = np.maximum(np.broadcast_to(pool, np.shape(ranks))[..., None], 1)
+    chances = hypergeom.pmf(rivals, pool_X1, np.asarray(ranks)[..., None] - 1, np.minimum(negatives, pool_X1))
+    expected: Array = (chances / np.log2(2.0 + rivals)).sum(-1)
+    return expected
 
 
 def interval(per_user_X: Array, settings: EvaluationSettings) -> tuple[float, float]:

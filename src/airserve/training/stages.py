@@ -47,8 +47,8 @@ from airserve.training.loop import FitReport, FitSettings, fit
 logger = logging.getLogger("train_ranker")
 AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
 BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
-BLEND_TARGETS, BLEND_DRAWS = 1000, 4
-"""Valid targets, and draws of negatives, that the blend is chosen on."""
+BLEND_TARGETS, BLEND_POOL = 1000, 1999
+"""Valid targets that the blend is chosen on, and the rivals that each is ranked against."""
 BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE = 0.25, 0.4, 0.3
 """Of the time limit. The baseline may take the longest: ids alone learn slowest, and must not lose for want of time."""
 
@@ -201,25 +201,27 @@ class Training:
     def choose_blend(self, ranker: Ranker) -> None:
         """Set the weight of the base score beside the intent score by NDCG@10 on valid.
 
-        On more targets and draws of negatives than training is stopped by: neighbours on the grid differ by less than
-        one draw's noise.
+        On more targets than training is stopped by, and as the mean over all draws of the reported protocol's
+        negatives from a pool: neighbours on the grid differ by less than one draw's noise.
         """
         targets = some(self.log.targets("valid"), BLEND_TARGETS, np.random.default_rng([self.settings.seed, 11]))
         if targets.size == 0:
             targets = self.valid
         weights = self._weights(targets)
-        candidates = evaluation.draw_candidates(self.log, targets, replace(self.valid_protocol, draws=BLEND_DRAWS))
+        candidates = evaluation.draw_candidates(self.log, targets, replace(self.valid_protocol, negatives=BLEND_POOL))[
+            0
+        ]
         measured = dict.fromkeys(BLEND_GRID, 0.0)
         base, intents = sequence_scorer(ranker.base), intent_scorer(ranker)
         with torch.inference_mode():
-            for batch in rank_batches(self.table, self.log, targets, self.task, batch=32):
-                for drawn in candidates:
-                    rows_BC = torch.from_numpy(drawn[batch.places])
-                    base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
-                    for scale in BLEND_GRID:
-                        ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
-                        gains = evaluation.gains(ranks) * weights[batch.places]
-                        measured[scale] += float(gains.sum() / weights.sum()) / BLEND_DRAWS
+            for batch in rank_batches(self.table, self.log, targets, self.task, batch=8):
+                rows_BC = torch.from_numpy(candidates[batch.places])
+                pool_B = (rows_BC[:, 1:] != contract.PAD_ROW).sum(1).numpy()
+                base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
+                for scale in BLEND_GRID:
+                    ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
+                    gains = evaluation.expected_gains(ranks, pool_B, self.settings.evaluation.negatives)
+                    measured[scale] += float((gains * weights[batch.places]).sum() / weights.sum())
         # Of equal ones the one nearest to the trained blend.
         best = max(measured, key=lambda scale: (measured[scale], -abs(scale - 1.0)))
         ranker.base_scale.fill_(best)  # type: ignore[operator]
