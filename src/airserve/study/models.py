@@ -194,6 +194,8 @@ class Sequential:
     def network(self, study: Study) -> SequenceModel:
         """An untrained one."""
         settings = replace(study.train.ranker.sequence, use_item_vectors=self.use_titles)
+        if self.bce:  # as published: plain dot products
+            settings = replace(settings, temperature=0.0)
         return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings)
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:

@@ -120,7 +120,9 @@ def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any
             )
     try:
         sizes = dict(config["settings"])
-        settings = RankerSettings(**{**sizes, "sequence": SequenceSettings(**sizes["sequence"])})
+        # Rankers trained before the tower knew a temperature have plain dot products.
+        sequence = SequenceSettings(**{"temperature": 0.0, **sizes["sequence"]})
+        settings = RankerSettings(**{**sizes, "sequence": sequence})
         ranker = new_ranker(table, settings)
         ranker.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
