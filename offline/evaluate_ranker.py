@@ -22,6 +22,7 @@ from airserve.study.prepare import derived_source, prepare, study_settings
 from airserve.study.protocol import Protocol
 from airserve.table.lookup import IntentTable
 from airserve.training.checkpoint import load_ranker
+from airserve.training.device import AUTO, pick_device
 from airserve.training.evaluation import EvaluationSettings
 from airserve.training.examples import make_log
 from airserve.training.stages import evaluate_ranker
@@ -44,6 +45,7 @@ def main(
     ranker: Path | None = None,
     max_users: int = 5000,
     threads: int = min(2, os.cpu_count() or 1),
+    device: str = AUTO,
 ) -> dict[str, object]:
     """Run the study, or take it up.
 
@@ -63,6 +65,7 @@ def main(
         ranker: measure this trained ranker only (a folder made by offline/train_ranker.py); nothing is trained.
         max_users: test users, chosen at random where there are more.
         threads: of PyTorch.
+        device: `auto` (a GPU when there is one), `cpu`, `cuda`, ...
     """
     torch.set_num_threads(threads)
     if ranker is not None:
@@ -79,7 +82,15 @@ def main(
     protocol = Protocol(draws=draws, max_users=max_users)
     train = study_settings(fast=fast)
     source = tables or derived_source(cache)
-    study = prepare(data, source, cache, train=train, protocol=protocol, learn_from_held_out=learn_from_held_out)
+    study = prepare(
+        data,
+        source,
+        cache,
+        train=train,
+        protocol=protocol,
+        learn_from_held_out=learn_from_held_out,
+        device=pick_device(device),
+    )
     return job.run(study, tables or cache / "tables")
 
 

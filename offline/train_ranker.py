@@ -13,6 +13,7 @@ from airserve.data.schema import load_dataset
 from airserve.model.ranker import RankerSettings
 from airserve.table.lookup import IntentTable
 from airserve.training.checkpoint import save_ranker, write_json
+from airserve.training.device import AUTO, pick_device
 from airserve.training.examples import make_log
 from airserve.training.stages import Training, TrainSettings
 
@@ -28,6 +29,7 @@ def main(
     seed: int = 0,
     intents: bool = True,
     threads: int = 2,
+    device: str = AUTO,
 ) -> dict[str, object]:
     """Train, measure and write a ranker; an interrupted training of the same settings is taken up again.
 
@@ -39,6 +41,7 @@ def main(
         seed: of everything random.
         intents: --no-intents leaves the intents out of the score, an ablation.
         threads: of PyTorch.
+        device: `auto` (a GPU when there is one), `cpu`, `cuda`, ...
     """
     torch.set_num_threads(threads)
     table = IntentTable.open(tables / "serving")
@@ -48,7 +51,7 @@ def main(
     )
     events = make_log(dataset.items, dataset.behaviours, table)
     mark = hashlib.sha256(repr((settings, table.manifest)).encode() + events.digest()).hexdigest()
-    trained = Training(table, events, settings, out, mark).run()
+    trained = Training(table, events, settings, out, mark, pick_device(device)).run()
     extra = {"training": {**asdict(settings), "ranker": None}, "fingerprint": mark}
     save_ranker(out, trained.ranker, table, extra)
     write_json(out / "metrics.json", trained.metrics)

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from airserve import contract
-from airserve.errors import ArtifactError
+from airserve.errors import ArtifactError, UserError
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
 from airserve.table.format import NO_PATH, TableArrays, TableManifest, kind_keys
 from airserve.table.lookup import IntentTable
 from airserve.training.checkpoint import load_ranker, new_ranker, save_ranker
+from airserve.training.device import device_of, moved, pick_device
 from airserve.training.evaluation import (
     EvaluationSettings,
     draw_candidates,
@@ -42,7 +43,7 @@ from airserve.training.examples import (
     training_targets,
 )
 from airserve.training.loop import FitSettings, fit
-from airserve.training.stages import Training, TrainSettings
+from airserve.training.stages import Training, TrainSettings, hidesome
 
 N_ITEMS, N_LEAVES, SIZE = 40, 5, 8
 ORDER, VIEW = contract.ACTIONS["order"], contract.ACTIONS["view"]
@@ -345,6 +346,28 @@ def test_a_small_training_learns_from_intents_what_users_order(tmp_path: Path) -
     table = make_table()
     scores = replace(SMALL, use_intents=False)
     assert new_ranker(table, scores).settings.use_intents is False
+
+
+def test_everything_a_step_needs_is_where_the_model_is(tmp_path: Path) -> None:
+    # No GPU here: PyTorch's meta device computes shapes only, and refuses to mix its tensors with the CPU's.
+    training = Training(make_table(), shop_log(40), TrainSettings(ranker=SMALL), tmp_path, "mark")
+    ranker, elsewhere = new_ranker(make_table(), SMALL).to("meta"), torch.device("meta")
+    assert device_of(ranker) == elsewhere
+    batch = moved(training.valid_batches[0], elsewhere)
+    serving, rows = ranker.folded(), batch.target_rows_B[:, None]
+    assert serving.intent_score(serving.user_tree(*batch.inputs), rows)[0].is_meta
+    (window, *_) = sequence_batches(training.log, training.task, window=8, batch=4)
+    there = moved(window, elsewhere)
+    hidden = hidesome(there.rows_BT, np.random.default_rng(0))
+    assert ranker.base(hidden, there.actions_BT, there.ages_s_BT).is_meta
+    assert ranker.base.score(ranker.base.user_vector(*batch.inputs[:3]), rows).is_meta
+    assert moved(window, torch.device("cpu")) is window
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"--device cpu"):
+        pick_device("abacus")
 
 
 def test_popularity_weights_make_targets_as_popular_as_training() -> None:

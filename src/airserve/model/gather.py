@@ -1,4 +1,4 @@
-"""Row gathers inside a batch, written so that they export as one ONNX Gather.
+"""Row gathers, those inside a batch written so that they export as one ONNX Gather.
 
 Shapes: B requests, N rows in each, X values of a row.
 """
@@ -8,6 +8,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def every_row(values_NX: Tensor) -> Tensor:
+    """The rows of a table, int32 [N], where the table is."""
+    return torch.arange(len(values_NX), dtype=torch.int32, device=values_NX.device)
 
 
 def gather_rows(values_BNX: Tensor, index_B: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from airserve import contract
 from airserve.errors import UserError
 from airserve.model.composition import Composition
-from airserve.model.gather import gather_rows
+from airserve.model.gather import every_row, gather_rows
 from airserve.model.retrieval import MASKED_KEY, Retrieved, TargetAwareRetrieval, select_evidence
 from airserve.model.sequence import FoldedTokens, SequenceModel, SequenceSettings
 from airserve.model.tree import TreeWeights, chain_support, leaves_alone
@@ -118,7 +118,7 @@ class VectorTokens(nn.Module):
 
     def table(self) -> Tensor:
         """All tokens, float32 [N, H]."""
-        return self._tokens(torch.arange(len(cast(Tensor, self.vectors_NE)), dtype=torch.int32))
+        return self._tokens(every_row(cast(Tensor, self.vectors_NE)))
 
 
 class Queries(nn.Module):
@@ -153,7 +153,7 @@ class Queries(nn.Module):
 
     def table(self) -> Tensor:
         """Of all rows, float32 [N, 2 H + hidden]."""
-        return self._parts(self._query(torch.arange(len(cast(Tensor, self.item_nodes_NX)), dtype=torch.int32)))
+        return self._parts(self._query(every_row(cast(Tensor, self.item_nodes_NX))))
 
 
 class UserTree(NamedTuple):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from airserve import contract
 from airserve.errors import UserError
-from airserve.model.gather import gather_rows
+from airserve.model.gather import every_row, gather_rows
 
 GAP_STEPS_S = tuple(60.0 * 4.0**step for step in range(12))
 """One minute to eight years; a gap's code says which of these it reaches."""
@@ -95,7 +95,7 @@ class ItemTokens(nn.Module):
 
     def table(self) -> Tensor:
         """All tokens, float32 [N, H]: what serving gathers from."""
-        table_NH: Tensor = self(torch.arange(len(cast(Tensor, self.vectors_NE)), dtype=torch.int32))
+        table_NH: Tensor = self(every_row(cast(Tensor, self.vectors_NE)))
         return table_NH
 
 

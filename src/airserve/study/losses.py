@@ -30,7 +30,7 @@ def bce_loss(
     states_BTH = model(batch.rows_BT, batch.actions_BT, batch.ages_s_BT)
     asked_BT = batch.target_rows_BT != contract.PAD_ROW
     states_XH, targets_X = states_BTH[asked_BT], batch.target_rows_BT[asked_BT]
-    negatives_X = torch.from_numpy(rng.choice(rows, size=len(targets_X)))
+    negatives_X = torch.from_numpy(rng.choice(rows, size=len(targets_X))).to(targets_X.device)
     right_X = (states_XH * model.items(targets_X)).sum(-1)
     wrong_X = (states_XH * model.items(negatives_X)).sum(-1)
     losses_X = F.softplus(-right_X) + F.softplus(wrong_X) * (negatives_X != targets_X)

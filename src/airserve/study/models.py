@@ -38,6 +38,7 @@ from airserve.study.cache import State, digest, source_digest
 from airserve.study.protocol import TestSet
 from airserve.table.lookup import IntentTable
 from airserve.training import baselines, checkpoint, examples, stages
+from airserve.training.device import CPU
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, Task, find_task
 from airserve.training.loop import FitReport
@@ -65,6 +66,8 @@ class Study:
     protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
     source: str = "given tables"
     """What made the intents."""
+    device: torch.device = CPU
+    """Where models are trained and scored."""
 
     @cached_property
     def task(self) -> Task:
@@ -109,7 +112,7 @@ class Study:
     def training(self, table: IntentTable, seed: int, folder: Path, mark: str) -> Training:
         """The library's training on one of the study's tables, resumable, without a time limit."""
         settings = replace(self.train, seed=seed, minutes_budget=NO_LIMIT_MINUTES)
-        return Training(table, self.log, settings, folder, mark)
+        return Training(table, self.log, settings, folder, mark, self.device)
 
 
 class Model(Protocol):
@@ -196,7 +199,7 @@ class Sequential:
         settings = replace(study.train.ranker.sequence, use_item_vectors=self.use_titles)
         if self.bce:  # as published: plain dot products
             settings = replace(settings, temperature=0.0)
-        return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings)
+        return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings).to(study.device)
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
         """See `Model`."""
@@ -207,7 +210,7 @@ class Sequential:
             report = losses.fit_with_bce(training, model, folder / "resume-bce.pt", mark)
         else:
             report = training.fit_sequence(self.label, model, 1.0)
-        return model.state_dict(), {"fit": fit_report(report)}
+        return checkpoint.on_cpu(model.state_dict()), {"fit": fit_report(report)}
 
     def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
@@ -253,7 +256,7 @@ class Intents:
         settings = replace(study.train.ranker, use_intents=True, use_tree=self.use_tree, use_target=self.use_target)
         ranker = checkpoint.new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
         ranker.base.load_state_dict(base or {})
-        return ranker
+        return ranker.to(study.device)
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
         """See `Model`."""
@@ -261,7 +264,8 @@ class Intents:
         table = self.table(study, seed)
         ranker = self.network(study, table, base)
         report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0)
-        state = {name: tensor for name, tensor in ranker.state_dict().items() if not name.startswith("base.")}
+        whole = checkpoint.on_cpu(ranker.state_dict())
+        state = {name: tensor for name, tensor in whole.items() if not name.startswith("base.")}
         learned = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
         blend = {"base": float(state["base_scale"]), "intents": float(state["intent_scale"])}
         return state, {"fit": fit_report(report), "blend": blend, "parameters": learned, "table_seed": seed}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
+import torch
 
 from airserve import contract
 from airserve.data.importers import import_folder
@@ -29,6 +30,7 @@ from airserve.table.format import MANIFEST_NAME, file_sha256
 from airserve.table.lookup import IntentTable
 from airserve.table.vectors import Projection, save_titles
 from airserve.training.checkpoint import write_json
+from airserve.training.device import CPU
 from airserve.training.examples import Log, make_log
 from airserve.training.loop import FitSettings
 from airserve.training.stages import TrainSettings
@@ -134,6 +136,7 @@ def prepare(
     train: TrainSettings,
     protocol: Protocol,
     learn_from_held_out: bool = False,
+    device: torch.device = CPU,
 ) -> Study:
     """Make a study of a folder in any format that `import_folder` reads.
 
@@ -144,6 +147,7 @@ def prepare(
         train: sizes and schedule.
         protocol: the test protocol.
         learn_from_held_out: also learn from the histories of valid and test users (never from their targets).
+        device: where models are trained and scored.
 
     Raises:
         DataError: if the data are not in their documented format, or have no test or valid targets.
@@ -161,7 +165,9 @@ def prepare(
     log = make_log(dataset.items, dataset.behaviours, table)
     if not learn_from_held_out:
         log = without_held_out_histories(log)
-    study = Study(table=table, titles_NE=titles_NE, log=log, train=train, protocol=protocol, source=source)
+    study = Study(
+        table=table, titles_NE=titles_NE, log=log, train=train, protocol=protocol, source=source, device=device
+    )
     logger.info("%d test targets, %d valid targets", len(study.test.targets), len(study.valid.targets))
     return study
 

@@ -102,7 +102,7 @@ def retrieved_truth(study: Study, ranker: Ranker, leaves: npt.NDArray[np.int32])
         for the first chain of the item that AIR ranks first of the whole domain.
     """
     found: list[npt.NDArray[np.bool_]] = []
-    serving = ranker.folded()
+    serving = ranker.cpu().folded()
     leaf_N = torch.from_numpy(leaves)
     with torch.inference_mode(), Progress("comparing with the truth", len(study.test.targets), "targets") as progress:
         for domain, batch in study.test.batches(study.table, 8):

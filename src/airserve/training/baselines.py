@@ -16,6 +16,7 @@ from torch import Tensor
 
 from airserve import contract
 from airserve.model.sequence import SequenceModel
+from airserve.training.device import moved
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, RankBatch, Task
 
@@ -113,14 +114,15 @@ def sequence_scorer(model: SequenceModel) -> Scorer:
     model.eval()
     known: dict[int, tuple[RankBatch, Tensor]] = {}
     with torch.no_grad():
-        tokens_NH = model.items.table()  # type: ignore[operator]
+        tokens_NH: Tensor = model.items.table()  # type: ignore[operator]
+    device = tokens_NH.device
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
         if id(batch) not in known:
             model.eval()
             with torch.no_grad():
-                known[id(batch)] = (batch, model.user_vector(*batch.inputs[:3]))
+                known[id(batch)] = (batch, model.user_vector(*moved(batch, device).inputs[:3]))
         user_BH = known[id(batch)][1]
-        return torch.matmul(tokens_NH[candidate_rows_BC.long()], user_BH.unsqueeze(-1))[..., 0]
+        return torch.matmul(tokens_NH[candidate_rows_BC.to(device).long()], user_BH.unsqueeze(-1))[..., 0].cpu()
 
     return score

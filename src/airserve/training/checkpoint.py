@@ -60,11 +60,16 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are kept: whole, and where every machine can read them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
 def save_ranker(folder: Path, ranker: Ranker, table: IntentTable, extra: dict[str, Any]) -> None:
     """Write a checkpoint; the config last, so that a folder with one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{WEIGHTS}.tmp-{os.getpid()}"
-    save_file({name: tensor.contiguous() for name, tensor in ranker.state_dict().items()}, temporary)
+    save_file(on_cpu(ranker.state_dict()), temporary)
     os.replace(temporary, folder / WEIGHTS)
     config = {
         "contract_version": contract.CONTRACT_VERSION,

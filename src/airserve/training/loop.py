@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from airserve.errors import UserError
 from airserve.progress import Progress
+from airserve.training.device import device_of, moved
 
 Batch = TypeVar("Batch")
 
@@ -107,7 +108,7 @@ class _State:
         if self.path is None or not self.path.is_file():
             return
         try:
-            saved: dict[str, Any] = torch.load(self.path, weights_only=True)
+            saved: dict[str, Any] = torch.load(self.path, weights_only=True, map_location=device_of(self.module))
         except Exception:
             # A torn or foreign file is only lost time.
             return
@@ -115,7 +116,7 @@ class _State:
             return
         self.module.load_state_dict(saved["module"], strict=False)
         self.optimiser.load_state_dict(saved["optimiser"])
-        torch.set_rng_state(saved["random"])
+        torch.set_rng_state(saved["random"].cpu())
         for name in ("epoch", "step", "best", "best_epoch", "best_weights", "done", "curve", "average"):
             setattr(self, name, saved[name])
 
@@ -249,13 +250,14 @@ def _train_epoch(
     rng = np.random.default_rng([settings.seed, state.epoch])
     total_steps = settings.epochs * max(len(batches), 1)
     state.module.train()
+    device = device_of(state.module)
     total_loss, steps = 0.0, 0
     for place in rng.permutation(len(batches)):
         done = max(state.step / total_steps, (time.monotonic() - start) / settings.budget_s)
         warm = min((state.step + 1) / max(settings.warmup_steps, 1), 1.0)
         for group in state.optimiser.param_groups:
             group["lr"] = settings.learning_rate * warm * _decay(done)
-        value = loss(batches[int(place)], rng)
+        value = loss(moved(batches[int(place)], device), rng)
         state.optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learning, settings.clip)

@@ -29,6 +29,7 @@ from airserve.table.lookup import IntentTable
 from airserve.training import evaluation
 from airserve.training.baselines import popularity_scorer, sequence_scorer, target_counts
 from airserve.training.checkpoint import new_ranker
+from airserve.training.device import CPU, device_of, moved
 from airserve.training.evaluation import EvaluationSettings, Scorer
 from airserve.training.examples import (
     Log,
@@ -105,8 +106,16 @@ class Trained:
 class Training:
     """One training of all models on one log and one table."""
 
-    def __init__(self, table: IntentTable, log: Log, settings: TrainSettings, state_folder: Path, mark: str) -> None:
-        self.table, self.log, self.settings = table, log, settings
+    def __init__(
+        self,
+        table: IntentTable,
+        log: Log,
+        settings: TrainSettings,
+        state_folder: Path,
+        mark: str,
+        device: torch.device = CPU,
+    ) -> None:
+        self.table, self.log, self.settings, self.device = table, log, settings, device
         self.state_folder, self.mark = state_folder, mark
         self.task = find_task(log)
         logger.info(
@@ -231,10 +240,11 @@ class Training:
         """Train and measure everything."""
         s, start = self.settings, time.monotonic()
         torch.manual_seed(s.seed)
-        ranker = new_ranker(self.table, s.ranker)
+        ranker = new_ranker(self.table, s.ranker).to(self.device)
         fits = {BASE: self.fit_sequence(BASE, ranker.base, BASE_SHARE)}
         torch.manual_seed(s.seed)
         sequence = SequenceModel(self.item_vectors_NE, replace(s.ranker.sequence, use_item_vectors=False))
+        sequence = sequence.to(self.device)
         fits[SEQUENCE] = self.fit_sequence(SEQUENCE, sequence, SEQUENCE_SHARE)
         if s.ranker.use_intents:
             fits["intents"] = self.fit_intents(ranker, INTENTS_SHARE)
@@ -248,7 +258,7 @@ class Training:
         metrics["fits"] = {name: {"valid_ndcg10": round(r.best, 4), "epochs": r.epochs} for name, r in fits.items()}
         metrics["blend"] = {"base": float(ranker.base_scale), "intents": float(ranker.intent_scale)}  # type: ignore[arg-type]
         metrics["seconds"] = round(time.monotonic() - start, 1)
-        return Trained(ranker=ranker, metrics=metrics)
+        return Trained(ranker=ranker.cpu(), metrics=metrics)
 
 
 def measure(
@@ -291,12 +301,13 @@ def evaluate_ranker(ranker: Ranker, table: IntentTable, log: Log, settings: Eval
 def intent_scorer(ranker: Ranker) -> Scorer:
     """Scores by the intents alone; a batch's trees are made once, however often it is asked."""
     serving = ranker.folded()
+    device = device_of(serving)
     latest: list[tuple[RankBatch, UserTree]] = []
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
         if not latest or latest[0][0] is not batch:
-            latest[:] = [(batch, serving.user_tree(*batch.inputs))]
-        return serving.intent_score(latest[0][1], candidate_rows_BC)[0]
+            latest[:] = [(batch, serving.user_tree(*moved(batch, device).inputs))]
+        return serving.intent_score(latest[0][1], candidate_rows_BC.to(device))[0].cpu()
 
     return score
 
@@ -324,7 +335,7 @@ def sequence_loss(
     asked_BT = batch.target_rows_BT != contract.PAD_ROW
     states_XH, target_rows_X = states_BTH[asked_BT], batch.target_rows_BT[asked_BT]
     weights_X = batch.target_weights_BT[asked_BT]
-    negative_rows_S, log_chance_S = sampler.draw(negatives, rng)
+    negative_rows_S, log_chance_S = (drawn.to(rows_BT.device) for drawn in sampler.draw(negatives, rng))
     target_scores_X = (states_XH * model.items(target_rows_X)).sum(-1)
     negative_scores_XS = torch.matmul(states_XH, model.items(negative_rows_S).transpose(0, 1))
     losses_X = sampled_softmax_losses(target_scores_X, negative_scores_XS, target_rows_X, negative_rows_S, log_chance_S)
@@ -341,8 +352,10 @@ HIDDEN_SHARE = 0.05
 
 def hidesome(rows_BT: Tensor, rng: np.random.Generator) -> Tensor:
     """Make a few items unknown, so that the unknown item's embedding is trained."""
-    hidden_BT = torch.from_numpy(rng.random(tuple(rows_BT.shape)) < HIDDEN_SHARE) & (rows_BT != contract.PAD_ROW)
-    return torch.where(hidden_BT, torch.full_like(rows_BT, contract.UNKNOWN_ROW), rows_BT)
+    hidden_BT = torch.from_numpy(rng.random(tuple(rows_BT.shape)) < HIDDEN_SHARE).to(rows_BT.device)
+    return torch.where(
+        hidden_BT & (rows_BT != contract.PAD_ROW), torch.full_like(rows_BT, contract.UNKNOWN_ROW), rows_BT
+    )
 
 
 def intent_loss(
@@ -353,7 +366,8 @@ def intent_loss(
     Not of the sum with the base's score: the base knows the training targets better than it will know new ones, and
     what it leaves over of them is not what the intents are for. `choose_blend` weighs the two afterwards.
     """
-    negative_rows_S, log_chance_S = sampler.draw(negatives, rng)
+    device = batch.target_rows_B.device
+    negative_rows_S, log_chance_S = (drawn.to(device) for drawn in sampler.draw(negatives, rng))
     rows_BC = torch.cat(
         [batch.target_rows_B.unsqueeze(1), negative_rows_S.unsqueeze(0).expand(len(batch.target_rows_B), -1)], dim=1
     )
