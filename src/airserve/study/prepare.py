@@ -176,7 +176,7 @@ def study_settings(*, fast: bool) -> TrainSettings:
     """How the study's models are trained; `fast` is a toy for tests, whose figures mean nothing."""
     if not fast:
         return TrainSettings(
-            ranker=RankerSettings(sequence=SequenceSettings(dropout=0.3, temperature=0.07)),
+            ranker=RankerSettings(sequence=SequenceSettings(width=128, dropout=0.3, temperature=0.07)),
             sequence_fit=FitSettings(learning_rate=2e-3, epochs=8, patience=3, weight_decay=1e-2, average=0.999),
             sequence_negatives=1024,
             intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=3, average=0.995),
