@@ -41,9 +41,11 @@ from airserve.training.examples import (
     rank_batches,
     sequence_batches,
     training_targets,
+    without_training,
 )
 from airserve.training.loop import FitSettings, fit
-from airserve.training.stages import Training, TrainSettings, hidesome
+from airserve.training.objectives import hidesome
+from airserve.training.stages import Training, TrainSettings
 
 N_ITEMS, N_LEAVES, SIZE = 40, 5, 8
 ORDER, VIEW = contract.ACTIONS["order"], contract.ACTIONS["view"]
@@ -346,6 +348,28 @@ def test_a_small_training_learns_from_intents_what_users_order(tmp_path: Path) -
     table = make_table()
     scores = replace(SMALL, use_intents=False)
     assert new_ranker(table, scores).settings.use_intents is False
+
+
+def test_the_intent_stage_learns_from_users_that_the_base_apart_has_not_seen(tmp_path: Path) -> None:
+    settings = TrainSettings(
+        ranker=SMALL,
+        sequence_fit=FitSettings(epochs=1),
+        intent_fit=FitSettings(epochs=6, learning_rate=1e-2),
+        evaluation=EvaluationSettings(resamples=100),
+        apart_share=0.5,
+    )
+    log = shop_log(300)
+    training = Training(make_table(), log, settings, tmp_path, "mark")
+    apart = training.is_apart()
+    assert 0.4 < apart.mean() < 0.6
+    assert all(len(set(apart[log.starts == start])) == 1 for start in np.unique(log.starts)), "users are whole"
+    left = without_training(log, apart)
+    assert not set(training_targets(left, training.task)) & set(np.flatnonzero(apart))
+    assert (left.splits[log.splits != 0] == log.splits[log.splits != 0]).all()
+    trained = training.run()
+    assert trained.metrics["hr10"]["air"] > 0.9
+    assert "base_apart" in trained.metrics["fits"]
+    assert not trained.ranker.base_scale.requires_grad
 
 
 def test_everything_a_step_needs_is_where_the_model_is(tmp_path: Path) -> None:

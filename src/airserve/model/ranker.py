@@ -212,7 +212,7 @@ class Ranker(nn.Module):
         self.head_product = nn.Linear(width, settings.hidden, bias=False)
         self.head_scores = nn.Linear(2, settings.hidden, bias=False)
         self.head = nn.Sequential(nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(settings.hidden, 1))
-        self.register_buffer("base_scale", torch.ones(()))
+        self.base_scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.register_buffer("intent_scale", torch.ones(()))
 
     def user_tree(
@@ -290,7 +290,7 @@ class Ranker(nn.Module):
             [B, C, K], evidence int32 [B, C, K, M].
         """
         user_BH = self.base.user_vector(behaviour_rows, behaviour_actions, behaviour_ages_s)
-        scores_BC = self.base.score(user_BH, candidate_rows) * cast(Tensor, self.base_scale)
+        scores_BC = self.base.score(user_BH, candidate_rows) * self.base_scale
         tree = self.user_tree(
             behaviour_rows, behaviour_actions, behaviour_ages_s, behaviour_chains, tree_nodes, chain_slots
         )

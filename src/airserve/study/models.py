@@ -8,9 +8,10 @@ The base sees title vectors only: intents enter through the intent stage alone.
 # ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ from airserve.study import losses, metrics, protocol, variants
 from airserve.study.cache import State, digest, source_digest
 from airserve.study.protocol import TestSet
 from airserve.table.lookup import IntentTable
-from airserve.training import baselines, checkpoint, examples, stages
+from airserve.training import baselines, checkpoint, examples, objectives, stages
 from airserve.training.device import CPU
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, Task, find_task
@@ -46,6 +47,9 @@ from airserve.training.stages import Training, TrainSettings
 
 Array = npt.NDArray[Any]
 Report = dict[str, Any]
+Given = Mapping[str, State]
+"""The trained models that another one needs, by name."""
+BASE, APART = "sasrec_id_text", "sasrec_apart"
 NO_LIMIT_MINUTES = 1e6
 """A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
 TUNING_DRAWS = 3
@@ -127,16 +131,16 @@ class Model(Protocol):
         """Whether its training is random; else there is one run."""
 
     @property
-    def base(self) -> str | None:
-        """The model it starts from."""
+    def needs(self) -> tuple[str, ...]:
+        """The models it is trained with; the first is the one it starts from, its base."""
 
     def depends_on(self, study: Study) -> object:
         """Everything, seed and base apart, that a training depends on."""
 
-    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
         """Train it, taking up what an interrupted training of the same `mark` left in `folder`."""
 
-    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+    def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
         """The trained model and the table that its histories are looked up in."""
 
 
@@ -148,13 +152,13 @@ class Counted:
     grid: Mapping[str, tuple[float, ...]]
     make: Callable[[Study, Mapping[str, float]], Scorer]
     seeded: bool = False
-    base: None = None
+    needs: tuple[str, ...] = ()
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
         return [study.data_digest, dict(self.grid), source_digest([baselines, metrics.gain, self.make])]
 
-    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
         """See `Model`."""
         tried = []
         for values in product(*self.grid.values()):
@@ -165,7 +169,7 @@ class Counted:
         chosen = {name: best[name] for name in self.grid}
         return {}, {"tuning": {"metric": "NDCG@10 on valid", "grid": tried, "chosen": chosen}}
 
-    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+    def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
         return self.make(study, report["tuning"]["chosen"]), study.table
 
@@ -178,21 +182,24 @@ class Sequential:
     use_titles: bool
     bce: bool = False
     """Binary cross entropy with one uniform negative a position, as in the SASRec paper, instead of sampled softmax."""
+    apart: bool = False
+    """Without the users that the intent stage learns from, see `TrainSettings.apart_share`."""
     seeded: bool = True
-    base: None = None
+    needs: tuple[str, ...] = ()
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
         s = study.train
         code = [
             airserve.model.sequence, airserve.model.losses, airserve.model.gather, airserve.training.loop,
-            examples.sequence_batches, examples.next_targets, stages.sequence_loss, Training.fit_sequence,
-            *VALIDATION,
+            examples.sequence_batches, examples.next_targets, objectives.sequence_loss, objectives.hidesome,
+            Training.fit_sequence, *VALIDATION,
         ]  # fmt: skip
         code += [airserve.study.losses] if self.bce else []
         sizes = [asdict(s.ranker.sequence), asdict(s.sequence_fit), s.sequence_negatives, s.sequence_batch]
+        which = [s.apart_share, source_digest([Training.is_apart, Training.fit_apart])] if self.apart else []
         return [study.data_digest, self.use_titles, self.bce, sizes, s.steps_per_epoch, s.valid_examples,
-                s.valid_as_popular_as_training, source_digest(code)]  # fmt: skip
+                s.valid_as_popular_as_training, source_digest(code), *which]  # fmt: skip
 
     def network(self, study: Study) -> SequenceModel:
         """An untrained one."""
@@ -201,7 +208,7 @@ class Sequential:
             settings = replace(settings, temperature=0.0)
         return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings).to(study.device)
 
-    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
         """See `Model`."""
         torch.manual_seed(seed)
         model = self.network(study)
@@ -209,10 +216,10 @@ class Sequential:
         if self.bce:
             report = losses.fit_with_bce(training, model, folder / "resume-bce.pt", mark)
         else:
-            report = training.fit_sequence(self.label, model, 1.0)
+            report = (training.fit_apart if self.apart else partial(training.fit_sequence, self.label))(model, 1.0)
         return checkpoint.on_cpu(model.state_dict()), {"fit": fit_report(report)}
 
-    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+    def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
         model = self.network(study)
         model.load_state_dict(state)
@@ -229,7 +236,7 @@ class Intents:
     use_tree: bool = True
     use_target: bool = True
     seeded: bool = True
-    base: str = "sasrec_id_text"
+    needs: tuple[str, ...] = (BASE, APART)
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
@@ -237,7 +244,8 @@ class Intents:
             airserve.model.ranker, airserve.model.composition, airserve.model.retrieval, airserve.model.tree,
             airserve.model.losses, airserve.training.loop, airserve.table.tree, variants,
             examples.rank_batches, examples.make_request, examples.history, examples.training_targets,
-            examples.last_of_users, stages.intent_loss, Training.fit_intents, Training.choose_blend,
+            examples.last_of_users, objectives.intent_loss, Training.fit_intents, Training.is_apart,
+            Training.choose_blend, stages.summed,
             checkpoint.new_ranker, checkpoint.item_nodes, *VALIDATION,
         ]  # fmt: skip
         s = asdict(study.train)
@@ -251,35 +259,37 @@ class Intents:
             return variants.with_shuffled_intents(study.table, study.titles_NE, seed)
         return variants.with_items_for_intents(study.table, study.titles_NE) if self.variant == "items" else study.table
 
-    def network(self, study: Study, table: IntentTable, base: State | None) -> Ranker:
+    def network(self, study: Study, table: IntentTable, given: Given) -> Ranker:
         """An untrained intent stage on a trained base."""
         settings = replace(study.train.ranker, use_intents=True, use_tree=self.use_tree, use_target=self.use_target)
         ranker = checkpoint.new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
-        ranker.base.load_state_dict(base or {})
+        ranker.base.load_state_dict(given[BASE])
         return ranker.to(study.device)
 
-    def learn(self, study: Study, seed: int, folder: Path, mark: str, base: State | None) -> tuple[State, Report]:
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
         """See `Model`."""
         torch.manual_seed(seed)
         table = self.table(study, seed)
-        ranker = self.network(study, table, base)
-        report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0)
+        ranker = self.network(study, table, given)
+        apart = copy.deepcopy(ranker.base)
+        apart.load_state_dict(given[APART])
+        report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0, apart)
         whole = checkpoint.on_cpu(ranker.state_dict())
         state = {name: tensor for name, tensor in whole.items() if not name.startswith("base.")}
         learned = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
         blend = {"base": float(state["base_scale"]), "intents": float(state["intent_scale"])}
         return state, {"fit": fit_report(report), "blend": blend, "parameters": learned, "table_seed": seed}
 
-    def trained(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Ranker, IntentTable]:
+    def trained(self, study: Study, state: State, report: Report, given: Given) -> tuple[Ranker, IntentTable]:
         """The whole ranker, base and intent stage."""
         table = self.table(study, report["table_seed"])
-        ranker = self.network(study, table, base)
-        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in (base or {}).items()}})
+        ranker = self.network(study, table, given)
+        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in given[BASE].items()}})
         return ranker.eval(), table
 
-    def scorer(self, study: Study, state: State, report: Report, base: State | None) -> tuple[Scorer, IntentTable]:
+    def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
-        ranker, table = self.trained(study, state, report, base)
+        ranker, table = self.trained(study, state, report, given)
         return stages.air_scorer(ranker), table
 
 
@@ -321,7 +331,7 @@ MODELS: dict[str, Model] = {
     ),
     "sasrec_id_bce": Sequential(label="SASRec (ID), BCE", use_titles=False, bce=True),
     "sasrec_id": Sequential(label="SASRec (ID)", use_titles=False),
-    "sasrec_id_text": Sequential(label="SASRec (ID + text)", use_titles=True),
+    BASE: Sequential(label="SASRec (ID + text)", use_titles=True),
     "no_intents": Intents(label="re-ranker without intents", variant="items"),
     "air_shuffled": Intents(label="AIR, intents shuffled", variant="shuffled"),
     "air_no_tree": Intents(label="AIR without tree", use_tree=False),
@@ -330,3 +340,5 @@ MODELS: dict[str, Model] = {
     stages.AIR: Intents(label="AIR"),
 }
 """In the order of the report."""
+HELPERS: dict[str, Model] = {APART: Sequential(label="base of other users", use_titles=True, apart=True)}
+"""Trained for the sake of others; not reported."""

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,11 @@ from airserve.table.lookup import IntentTable
 from airserve.table.vectors import Projection, save_titles
 from airserve.training.checkpoint import write_json
 from airserve.training.device import CPU
-from airserve.training.examples import Log, make_log
+from airserve.training.examples import Log, make_log, without_training
 from airserve.training.loop import FitSettings
 from airserve.training.stages import TrainSettings
 
 logger = logging.getLogger("evaluate_ranker")
-HELD_OUT = -1
-"""In `Log.splits`: an event that is a target's history but that nothing is learned from."""
 
 
 def without_held_out_histories(log: Log) -> Log:
@@ -45,9 +42,7 @@ def without_held_out_histories(log: Log) -> Log:
 
     Their events are still the history of their target.
     """
-    held_out = np.unique(log.starts[log.splits != 0])
-    histories = np.isin(log.starts, held_out) & (log.splits == 0)
-    return replace(log, splits=np.where(histories, HELD_OUT, log.splits).astype(np.int8))
+    return without_training(log, np.isin(log.starts, np.unique(log.starts[log.splits != 0])))
 
 
 def title_vectors(tables: Path, items: Any, cache: Path | None) -> npt.NDArray[np.float32]:
@@ -179,12 +174,13 @@ def study_settings(*, fast: bool) -> TrainSettings:
             ranker=RankerSettings(sequence=SequenceSettings(width=128, dropout=0.3, temperature=0.07)),
             sequence_fit=FitSettings(learning_rate=2e-3, epochs=8, patience=3, weight_decay=1e-2, average=0.999),
             sequence_negatives=1024,
-            intent_fit=FitSettings(learning_rate=4e-3, epochs=3, patience=3, average=0.995),
+            intent_fit=FitSettings(learning_rate=4e-3, epochs=2, patience=2, average=0.995),
             rank_batch=(16, 64),
-            rank_negatives=64,
+            rank_negatives=256,
             train_history=Protocol().max_history,
             max_examples=30_000,
             last_targets=1,
+            apart_share=0.5,
             valid_as_popular_as_training=True,
         )
     return TrainSettings(
@@ -197,4 +193,5 @@ def study_settings(*, fast: bool) -> TrainSettings:
         train_history=16,
         max_examples=600,
         valid_examples=100,
+        apart_share=0.5,
     )

@@ -101,7 +101,7 @@ def results_json(study: Study, results: Results, bootstrap: Bootstrap, minutes: 
         "models": {
             name: {
                 "label": MODELS[name].label,
-                "base": MODELS[name].base,
+                "base": next(iter(MODELS[name].needs), None),
                 "seeds": sorted(runs) if MODELS[name].seeded else [],
                 "runs": [run.report for run in runs.values()],
             }

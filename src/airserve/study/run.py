@@ -11,7 +11,7 @@ from typing import Any
 
 from airserve.errors import UserError
 from airserve.study.cache import Run, State, digest
-from airserve.study.models import MODELS, Report, Study
+from airserve.study.models import HELPERS, MODELS, Given, Report, Study
 from airserve.study.protocol import Ranks
 
 logger = logging.getLogger("evaluate_ranker")
@@ -25,6 +25,7 @@ class Finished:
     ranks: Ranks
 
 
+ALL = {**MODELS, **HELPERS}
 Results = dict[str, dict[int, Finished]]
 """Model -> seed -> run."""
 
@@ -38,7 +39,7 @@ def with_bases(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in MODELS:
             raise UserError("--models", expected=f"some of {', '.join(MODELS)}", got=name, remedy="correct the name")
-    wanted = set(names) | {base for name in names if (base := MODELS[name].base)}
+    wanted = set(names) | {base for name in names for base in MODELS[name].needs[:1]}
     return [name for name in MODELS if name in wanted]
 
 
@@ -50,8 +51,9 @@ class Runner:
 
     def place(self, name: str, seed: int) -> tuple[Run, str]:
         """Where a run is kept, and its mark: the hash of all that it depends on."""
-        model = MODELS[name]
-        mark = digest([name, seed, model.depends_on(self.study), model.base and self.place(model.base, seed)[1]])
+        model = ALL[name]
+        needs = [self.place(other, seed)[1] for other in model.needs]
+        mark = digest([name, seed, model.depends_on(self.study), needs])
         return Run(folder=self.cache / f"{name}-{seed}-{mark}"), mark
 
     def trained(self, name: str, seed: int) -> tuple[State, Report]:
@@ -60,14 +62,17 @@ class Runner:
         report, state = run.report, run.state()
         if report is not None and state is not None:
             return state, report
-        model = MODELS[name]
-        base = self.trained(model.base, seed)[0] if model.base else None
+        model, given = ALL[name], self.given(name, seed)
         logger.info("training %s, seed %d", model.label, seed)
         start = time.monotonic()
-        state, report = model.learn(self.study, seed, run.folder, mark, base)
+        state, report = model.learn(self.study, seed, run.folder, mark, given)
         report |= {"model": name, "seed": seed, "mark": mark, "train_seconds": round(time.monotonic() - start, 1)}
         run.finish(state, report)
         return state, report
+
+    def given(self, name: str, seed: int) -> Given:
+        """What a model needs of others, trained."""
+        return {other: self.trained(other, seed)[0] for other in ALL[name].needs}
 
     def finished(self, name: str, seed: int) -> Finished:
         """A trained model and its ranks under the study's protocol: from the cache, or made now."""
@@ -77,10 +82,9 @@ class Runner:
         if report is not None and ranks is not None:
             return Finished(report=report, ranks=ranks)
         state, report = self.trained(name, seed)
-        model = MODELS[name]
-        base = self.trained(model.base, seed)[0] if model.base else None
+        model, given = ALL[name], self.given(name, seed)
         start = time.monotonic()
-        scorer, table = model.scorer(self.study, state, report, base)
+        scorer, table = model.scorer(self.study, state, report, given)
         ranks = self.study.test.rank(scorer, table, title=f"ranking {name} {seed}")
         run.keep_ranks(protocol, ranks)
         logger.info("%s, seed %d: ranked in %.0f s", model.label, seed, time.monotonic() - start)

@@ -80,7 +80,7 @@ def compare_with_truth(
     reports = []
     for seed in seeds:
         state, report = runner.trained(AIR, seed)
-        ranker, _ = air.trained(study, state, report, runner.trained(air.base, seed)[0])
+        ranker, _ = air.trained(study, state, report, runner.given(AIR, seed))
         reports.append({"seed": seed, **retrieved_truth(study, ranker, leaves)})
     return reports
 

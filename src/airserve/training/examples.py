@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from airserve.table.lookup import IntentTable, ranker_inputs
 Array = npt.NDArray[Any]
 SPLITS = ("train", "valid", "test")
 REPEAT_SHARE = 0.05
+HELD_OUT = -1
+"""In `Log.splits`: an event that is a target's history but that nothing is learned from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,11 @@ class Log:
         """Indices of the target events of `valid` or `test`, int64."""
         chosen = (self.splits == SPLITS.index(split)) & self.is_candidate
         return np.flatnonzero(chosen)
+
+
+def without_training(log: Log, events: Array) -> Log:
+    """The log with nothing to learn from the given training events, bool [X]; they are still history."""
+    return replace(log, splits=np.where(events & (log.splits == 0), HELD_OUT, log.splits).astype(np.int8))
 
 
 def make_log(items: pa.Table, behaviours: pa.Table, table: IntentTable) -> Log:

@@ -1,7 +1,8 @@
 """Train the ranker and the model it is measured against, and measure both.
 
 1. Base: the sequence tower, on every position of the training histories.
-2. Intents: tree, retrieval, composition and head, on examples looked up as in serving, on their own score.
+2. Intents: tree, retrieval, composition and head, on examples looked up as in serving, on their own score, or on what
+   a second base leaves over that has not seen the examples (`TrainSettings.apart_share`).
 3. Blend: how much each part counts in the score, chosen by NDCG@10 on the `valid` split, as all checkpoints are.
 The ID-only baseline is trained as the base is: same data, loss, schedule and size, and at least as long.
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from airserve import contract
 from airserve.errors import DataError
-from airserve.model.losses import NegativeSampler, sampled_softmax_losses
+from airserve.model.losses import NegativeSampler
 from airserve.model.ranker import Ranker, RankerSettings, UserTree
 from airserve.model.sequence import SequenceModel
 from airserve.table.lookup import IntentTable
@@ -42,15 +43,17 @@ from airserve.training.examples import (
     sequence_batches,
     some,
     training_targets,
+    without_training,
 )
 from airserve.training.loop import FitReport, FitSettings, fit
+from airserve.training.objectives import intent_loss, sequence_loss
 
 logger = logging.getLogger("train_ranker")
 AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
 BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 BLEND_TARGETS, BLEND_POOL = 1000, 1999
 """Valid targets that the blend is chosen on, and the rivals that each is ranked against."""
-BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE = 0.25, 0.4, 0.3
+BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE, APART_SHARE = 0.25, 0.4, 0.3, 0.1
 """Of the time limit. The baseline may take the longest: ids alone learn slowest, and must not lose for want of time."""
 
 
@@ -90,6 +93,9 @@ class TrainSettings:
     last_targets: int = 0
     """The intent stage learns each user's so many last training targets, 0: all. For intents that were derived from
     the log itself, without those: examples that the intents already know teach it to trust them too much."""
+    apart_share: float = 0.0
+    """Share of the users that a second base does not learn from. The intent stage then learns, from those users alone,
+    what that base leaves over; 0: from all users, on its own score. Costs a training of the base more."""
     valid_as_popular_as_training: bool = False
     """Weigh the `valid` targets so that their items are as popular as those of training. For a `valid` split that
     prefers popular items (LLMCDSR's does) and would choose models that do."""
@@ -152,12 +158,22 @@ class Training:
     def _state(self, name: str) -> Path:
         return self.state_folder / f"resume-{name}.pt"
 
-    def fit_sequence(self, name: str, model: SequenceModel, share: float) -> FitReport:
-        """Train a sequence model on every position of the training histories."""
-        s = self.settings
-        users = len(np.unique(self.log.starts))
+    def is_apart(self) -> evaluation.Array:
+        """bool [X], the events of the users that `fit_apart` does not learn from."""
+        users = np.unique(self.log.starts)
+        chosen = np.random.default_rng([self.settings.seed, 13]).random(len(users)) < self.settings.apart_share
+        return np.asarray(chosen[np.searchsorted(users, self.log.starts)])
+
+    def fit_apart(self, model: SequenceModel, share: float) -> FitReport:
+        """Train a base without the users that the intent stage learns from."""
+        return self.fit_sequence("base apart", model, share, without_training(self.log, self.is_apart()))
+
+    def fit_sequence(self, name: str, model: SequenceModel, share: float, log: Log | None = None) -> FitReport:
+        """Train a sequence model on every position of the training histories of a log, the whole one when left out."""
+        s, log = self.settings, log or self.log
+        users = len(np.unique(log.starts[log.splits == 0]))
         size = batch_size(users, s.steps_per_epoch, s.sequence_batch)
-        batches = sequence_batches(self.log, self.task, window=s.ranker.sequence.window, batch=size)
+        batches = sequence_batches(log, self.task, window=s.ranker.sequence.window, batch=size)
 
         def loss(batch: SequenceBatch, rng: np.random.Generator) -> Tensor:
             return sequence_loss(model, batch, self.sampler, s.sequence_negatives, rng)
@@ -177,10 +193,18 @@ class Training:
         logger.info("%s: NDCG@10 %.4f on valid, epoch %d of %d", name, report.best, report.best_epoch, report.epochs)
         return report
 
-    def fit_intents(self, ranker: Ranker, share: float) -> FitReport:
-        """Train everything but the base on looked-up examples, then choose the blend."""
+    def fit_intents(self, ranker: Ranker, share: float, apart: SequenceModel | None = None) -> FitReport:
+        """Train everything but the base on looked-up examples, then choose the blend.
+
+        Args:
+            ranker: its base is trained.
+            share: of the time limit.
+            apart: see `fit_apart`; the stage learns what this one leaves over.
+        """
         s = self.settings
         targets = training_targets(self.log, self.task)
+        if apart is not None:
+            targets = targets[self.is_apart()[targets]]
         if s.last_targets:
             targets = last_of_users(self.log, targets, s.last_targets)
         targets = some(targets, s.max_examples, np.random.default_rng([s.seed, 7]))
@@ -188,9 +212,15 @@ class Training:
         batches = list(rank_batches(self.table, self.log, targets, self.task, max_length=s.train_history, batch=size))
 
         def loss(batch: RankBatch, rng: np.random.Generator) -> Tensor:
-            return intent_loss(ranker, batch, self.sampler, s.rank_negatives, rng)
+            return intent_loss(ranker, batch, self.sampler, s.rank_negatives, rng, beside)
 
+        def measure() -> float:
+            intents = intent_scorer(ranker)
+            return self._valid_ndcg(intents if beside is None else summed(ranker, beside, intents))
+
+        beside = None if apart is None else sequence_scorer(apart)
         ranker.base.requires_grad_(False)
+        ranker.base_scale.requires_grad_(apart is not None)
         learning = [parameter for parameter in ranker.parameters() if parameter.requires_grad]
         report = fit(
             "training intents",
@@ -198,12 +228,13 @@ class Training:
             learning,
             batches,
             loss,
-            lambda: self._valid_ndcg(intent_scorer(ranker)),
+            measure,
             replace(s.intent_fit, budget_s=60 * s.minutes_budget * share, seed=s.seed),
             state_path=self._state("intents"),
             fingerprint=self.mark,
         )
         ranker.base.requires_grad_(True)
+        ranker.base_scale.requires_grad_(False)
         self.choose_blend(ranker)
         return report
 
@@ -233,7 +264,7 @@ class Training:
                     measured[scale] += float((gains * weights[batch.places]).sum() / weights.sum())
         # Of equal ones the one nearest to the trained blend.
         best = max(measured, key=lambda scale: (measured[scale], -abs(scale - 1.0)))
-        ranker.base_scale.fill_(best)  # type: ignore[operator]
+        ranker.base_scale.fill_(best)
         logger.info("blend: base x %.2f, NDCG@10 %.4f on valid", best, measured[best])
 
     def run(self) -> Trained:
@@ -247,7 +278,11 @@ class Training:
         sequence = sequence.to(self.device)
         fits[SEQUENCE] = self.fit_sequence(SEQUENCE, sequence, SEQUENCE_SHARE)
         if s.ranker.use_intents:
-            fits["intents"] = self.fit_intents(ranker, INTENTS_SHARE)
+            apart = None
+            if s.apart_share:
+                apart = SequenceModel(self.item_vectors_NE, s.ranker.sequence).to(self.device)
+                fits["base_apart"] = self.fit_apart(apart, APART_SHARE)
+            fits["intents"] = self.fit_intents(ranker, INTENTS_SHARE - (APART_SHARE if apart else 0.0), apart)
         scorers = {
             AIR: air_scorer(ranker),
             SEQUENCE: sequence_scorer(sequence),
@@ -317,7 +352,11 @@ def air_scorer(ranker: Ranker) -> Scorer:
     base = sequence_scorer(ranker.base)
     if not ranker.settings.use_intents:
         return base
-    intents = intent_scorer(ranker)
+    return summed(ranker, base, intent_scorer(ranker))
+
+
+def summed(ranker: Ranker, base: Scorer, intents: Scorer) -> Scorer:
+    """Both scores, weighed as the ranker weighs them now."""
     base_scale, intent_scale = float(ranker.base_scale), float(ranker.intent_scale)  # type: ignore[arg-type]
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
@@ -326,52 +365,6 @@ def air_scorer(ranker: Ranker) -> Scorer:
     return score
 
 
-def sequence_loss(
-    model: SequenceModel, batch: SequenceBatch, sampler: NegativeSampler, negatives: int, rng: np.random.Generator
-) -> Tensor:
-    """Sampled softmax at every position that has a target."""
-    rows_BT = hidesome(batch.rows_BT, rng)
-    states_BTH = model(rows_BT, batch.actions_BT, batch.ages_s_BT)
-    asked_BT = batch.target_rows_BT != contract.PAD_ROW
-    states_XH, target_rows_X = states_BTH[asked_BT], batch.target_rows_BT[asked_BT]
-    weights_X = batch.target_weights_BT[asked_BT]
-    negative_rows_S, log_chance_S = (drawn.to(rows_BT.device) for drawn in sampler.draw(negatives, rng))
-    target_scores_X = (states_XH * model.items(target_rows_X)).sum(-1)
-    negative_scores_XS = torch.matmul(states_XH, model.items(negative_rows_S).transpose(0, 1))
-    losses_X = sampled_softmax_losses(target_scores_X, negative_scores_XS, target_rows_X, negative_rows_S, log_chance_S)
-    return (losses_X * weights_X).sum() / weights_X.sum().clamp(min=1e-6)
-
-
 def batch_size(count: int, steps: int, bounds: tuple[int, int]) -> int:
     """A batch size that makes `steps` steps of `count`, within bounds."""
     return min(max(count // steps, bounds[0]), bounds[1])
-
-
-HIDDEN_SHARE = 0.05
-
-
-def hidesome(rows_BT: Tensor, rng: np.random.Generator) -> Tensor:
-    """Make a few items unknown, so that the unknown item's embedding is trained."""
-    hidden_BT = torch.from_numpy(rng.random(tuple(rows_BT.shape)) < HIDDEN_SHARE).to(rows_BT.device)
-    return torch.where(
-        hidden_BT & (rows_BT != contract.PAD_ROW), torch.full_like(rows_BT, contract.UNKNOWN_ROW), rows_BT
-    )
-
-
-def intent_loss(
-    ranker: Ranker, batch: RankBatch, sampler: NegativeSampler, negatives: int, rng: np.random.Generator
-) -> Tensor:
-    """Sampled softmax of the intent score alone.
-
-    Not of the sum with the base's score: the base knows the training targets better than it will know new ones, and
-    what it leaves over of them is not what the intents are for. `choose_blend` weighs the two afterwards.
-    """
-    device = batch.target_rows_B.device
-    negative_rows_S, log_chance_S = (drawn.to(device) for drawn in sampler.draw(negatives, rng))
-    rows_BC = torch.cat(
-        [batch.target_rows_B.unsqueeze(1), negative_rows_S.unsqueeze(0).expand(len(batch.target_rows_B), -1)], dim=1
-    )
-    scores_BC, _ = ranker.intent_score(ranker.user_tree(*batch.inputs), rows_BC)
-    return sampled_softmax_losses(
-        scores_BC[:, 0], scores_BC[:, 1:], batch.target_rows_B, negative_rows_S, log_chance_S
-    ).mean()
