@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,45 +18,28 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, closed_loop, encode_call, executed
-from airserve.bench.synthetic import write_engine, write_tables
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.client import RankClient
 from airserve.client.wire import EXPLAINED_OUTPUTS, PLAIN_OUTPUTS
 from airserve.triton.config import ServingSettings, all_configs
-from airserve.triton.repository import RepositorySource, write_repository
-from airserve.triton.server import ServerSettings, TritonServer
+from airserve.triton.server import TritonServer
 
 pytestmark = pytest.mark.triton
-ROOT = Path(__file__).resolve().parents[2]
 STEPWISE = ServingSettings(variant="stepwise")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compiled")
-    write_tables(folder / "tables")
-    write_engine(folder / "tables", folder / "engine")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local(made: Path) -> InProcess:
-    return InProcess(made / "tables", made / "engine")
-
-
-@pytest.fixture(scope="module")
-def whole_tensors(made: Path) -> Iterator[TritonServer]:
-    source = RepositorySource(tables=made / "tables", engine=made / "engine", settings=STEPWISE)
-    repository = write_repository(source, made / "repository")
+def whole_tensors(synthetic_server: Any) -> Iterator[TritonServer]:
+    server = synthetic_server(STEPWISE)
     for model, text in all_configs("onnxruntime", STEPWISE).items():
-        path = repository / model / "config.pbtxt"
+        path = server.settings.repository / model / "config.pbtxt"
         if model == contract.RANKER_MODEL:
             config = text_format.Parse(path.read_text(), pb.ModelConfig())
             for tensor in config.input:
                 tensor.allow_ragged_batch = False
             text = text_format.MessageToString(config)
         path.write_text(text)
-    with TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton")) as server:
+    with server:
         yield server
 
 
