@@ -19,7 +19,7 @@ from airserve.bench.load import OK, Wire, encode_call, executed
 from airserve.bench.overload import UNAVAILABLE
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.triton.config import ServingSettings, Variant, executing_model
-from airserve.triton.server import TraceSettings
+from airserve.triton.server import TraceSettings, TritonServer
 
 pytestmark = pytest.mark.triton
 VARIANTS: tuple[Variant, ...] = ("fused", "stepwise")
@@ -36,12 +36,18 @@ def large_messages(local: InProcess) -> list[bytes]:
     return [encode_call(request) for request in requests]
 
 
+def refused(server: TritonServer, reason: str) -> float:
+    """Requests that the server's models counted as refused for a reason."""
+    lines = server.metrics().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if f'reason="{reason}"' in line)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_requests_in_flight_are_answered_when_the_server_is_told_to_stop(
     synthetic_server: Any, large_messages: list[bytes], variant: Variant
 ) -> None:
     answers: Counter[str] = Counter()
-    with synthetic_server(patient(variant)) as server, Wire(server.grpc_url) as wire:
+    with synthetic_server(patient(variant), stop_timeout_s=60) as server, Wire(server.grpc_url) as wire:
         ended = threading.Semaphore(0)
 
         def done(status: str) -> None:
@@ -65,7 +71,10 @@ def test_a_server_that_is_told_to_stop_under_overload_answers_or_refuses_every_c
     """What was not refused is answered by a thread behind Triton's back; the model ends only after it."""
     asked = 300
     statuses: Counter[str] = Counter()
-    with synthetic_server(ServingSettings(variant=variant)) as server, Wire(server.grpc_url) as wire:
+    with (
+        synthetic_server(ServingSettings(variant=variant), stop_timeout_s=60) as server,
+        Wire(server.grpc_url) as wire,
+    ):
         ended = threading.Semaphore(0)
 
         def done(status: str) -> None:
@@ -108,14 +117,43 @@ def test_waiting_requests_whose_deadline_passed_are_not_computed(
         assert wire.ask(message, 60.0) == OK
         executions = executed(server.grpc_url, model).inferences - before - 1
         time.sleep(1.2)  # our metrics are handed over twice a second
-        ended_early = sum(
-            float(line.rsplit(" ", 1)[1]) for line in server.metrics().splitlines() if 'reason="cancelled"' in line
-        )
+        ended_early = refused(server, "cancelled")
     # Triton counts what a model was given; the model counts what it then did not compute.
     computed = executions - ended_early
     print(f"{dict(statuses)}, given to the model {executions}, computed {computed:.0f}")
     assert statuses["DEADLINE_EXCEEDED"] > given_up // 2
     assert computed < given_up // 2
+
+
+def test_deadlines_that_pass_while_other_requests_are_refused_are_noticed(
+    synthetic_server: Any, large_messages: list[bytes]
+) -> None:
+    """Requests that are answered behind Triton's back are asked for before they are computed."""
+    statuses: Counter[str] = Counter()
+    with (
+        synthetic_server(ServingSettings(variant="fused", queue_timeout_us=2_000_000)) as server,
+        Wire(server.grpc_url) as wire,
+    ):
+        assert wire.ask(large_messages[0], 60.0) == OK
+        ended = threading.Semaphore(0)
+
+        def done(status: str) -> None:
+            statuses[status] += 1
+            ended.release()
+
+        asked, cancelled, full = 600, 0.0, 0.0
+        for _ in range(5):  # Triton itself drops what is given up before a busy machine's model takes it
+            for at in range(asked):
+                wire.start(large_messages[at % len(large_messages)], 0.5, done)
+            for _ in range(asked):
+                assert ended.acquire(timeout=60)
+            time.sleep(1.2)  # our metrics are handed over twice a second
+            cancelled, full = refused(server, "cancelled"), refused(server, "queue")
+            if cancelled and full:
+                break
+    print(f"{dict(statuses)}, cancelled {cancelled:.0f}, for want of room {full:.0f}")
+    assert cancelled > 0
+    assert full > 0
 
 
 def test_traces_go_through_every_step_when_asked_for(

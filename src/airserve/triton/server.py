@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -64,6 +65,8 @@ FAILED_HANDSHAKES = ("is not healthy", "boost::interprocess::lock_exception")
 2.51.0 on an overloaded machine, gone at the next start."""
 START_ATTEMPTS = 3
 HIGHEST_PORT = 65535
+KILL_AFTER_S = 5.0
+"""Past `stop_timeout_s`, for the models to be unloaded."""
 LOG_TAIL = 20
 """Lines of the log that a failed start shows."""
 
@@ -131,6 +134,8 @@ class ServerSettings:
     http_port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     start_timeout_s: float = 120.0
+    stop_timeout_s: float = 20.0
+    """Seconds that requests in flight may take once the server is told to stop; Kubernetes waits 30 by default."""
     tls: ServerTls | None = None
     """Encrypt gRPC."""
     trace: TraceSettings | None = None
@@ -160,10 +165,11 @@ class ServerSettings:
         if len(set(ports.values())) < len(ports):
             given = ", ".join(f"{name} {port}" for name, port in ports.items())
             raise UserError("ports", expected="three different ones", got=given, remedy="change one")
-        if self.start_timeout_s <= 0:
-            raise UserError(
-                "start_timeout_s", expected="seconds > 0", got=str(self.start_timeout_s), remedy="120 is the default"
-            )
+        for name, usual in (("start_timeout_s", 120), ("stop_timeout_s", 20)):
+            if getattr(self, name) <= 0:
+                raise UserError(
+                    name, expected="seconds > 0", got=str(getattr(self, name)), remedy=f"{usual} is the default"
+                )
 
 
 def plan_of(repository: Path) -> dict[str, Any]:
@@ -226,6 +232,11 @@ class TritonServer:
         self.log_path = settings.log or self._scratch / "triton.log"
 
     @property
+    def urls(self) -> tuple[str, str, str]:
+        """`host:port` of gRPC, HTTP and metrics."""
+        return self.grpc_url, self.http_url, self.metrics_url
+
+    @property
     def pid(self) -> int:
         """Process id of the running server."""
         if self._process is None:
@@ -263,7 +274,7 @@ class TritonServer:
             f"--metrics-port={s.metrics_port}",
             "--disable-auto-complete-config",
             "--exit-on-error=true",
-            "--exit-timeout-secs=10",
+            f"--exit-timeout-secs={math.ceil(s.stop_timeout_s)}",
             *(["--backend-config=tensorrt,version-compatible=true"] if plan.get("version_compatible") else []),
             *(s.tls.arguments() if s.tls else []),
             *(s.trace.arguments() if s.trace else []),
@@ -347,14 +358,14 @@ class TritonServer:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(timeout=20)
+                self._process.wait(timeout=self.settings.stop_timeout_s + KILL_AFTER_S)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._process = None
 
     def stop(self) -> None:
-        """Let requests in flight finish, then end the server; kill it after 20 seconds."""
+        """Let requests in flight finish, then end the server; kill it when it takes too long."""
         self._end()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
