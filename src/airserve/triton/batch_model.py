@@ -16,6 +16,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from airserve.errors import InvalidRequestError
+from airserve.triton.config_names import WARMUP_BATCHES
 from airserve.triton.late_answers import LateAnswers
 from airserve.triton.model_answers import PATIENCE_S, admission_of, refusal, refuse_from
 from airserve.triton.model_metrics import ModelMetrics
@@ -65,6 +66,8 @@ class BatchModel:
         self.metrics = metrics
         self.admission = admission_of(settings)
         self._refused_at = -LATE_S
+        # A warm-up that is refused, as on a busy machine whose first call was slow, would stop the load.
+        self._warming_up = sum(WARMUP_BATCHES)
         if late:
             sys.setswitchinterval(SWITCH_S)
         self.late = LateAnswers[Job](self._answer_late, _send, self.admission) if late else None
@@ -129,7 +132,9 @@ class BatchModel:
         places: list[int] = []
         self.admission.begin(*(self.late.outstanding() if self.late is not None else (0, 0.0)))
         for at, request in enumerate(requests):
-            if not self.has_room():
+            if self._warming_up:
+                self._warming_up -= 1
+            elif not self.has_room():
                 refuse_from(responses, at, self.admission, self.metrics)
                 return jobs, places, True
             try:
