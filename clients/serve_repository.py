@@ -65,6 +65,7 @@ def main(
     client_authorities: Path | None = None,
     trace: str | None = None,
     trace_one_in: int = 1000,
+    stop_timeout_s: float = 20.0,
 ) -> None:
     """Start the server and wait.
 
@@ -84,6 +85,7 @@ def main(
         client_authorities: PEM file; clients must show a certificate signed by one of them.
         trace: an OpenTelemetry collector's URL, or a file.
         trace_one_in: trace one request in so many.
+        stop_timeout_s: how long requests in flight may take after SIGTERM.
     """
     write_from(tables, engine, repository, {"max_queue_size": max_queue_size, "queue_timeout_us": queue_timeout_us})
     stop = threading.Event()
@@ -97,12 +99,12 @@ def main(
         http_port=http_port,
         metrics_port=metrics_port,
         tls=tls_from(certificate, private_key, client_authorities),
+        stop_timeout_s=stop_timeout_s,
         trace=None if trace is None else TraceSettings(target=trace, one_in=trace_one_in),
     )
     with TritonServer(settings) as server:
         log.info("serving %s with Triton %s", repository, server.version())
-        log.info("gRPC %s, health http://%s/v2/health/ready", server.grpc_url, server.http_url)
-        log.info("metrics http://%s/metrics", server.metrics_url)
+        log.info("gRPC %s, health http://%s/v2/health/ready, metrics http://%s/metrics", *server.urls)
         log.info("first request: .venv/bin/python clients/rank_once.py --url %s", server.grpc_url)
         stop.wait()
         log.info("stopping; requests in flight finish first")

@@ -44,7 +44,7 @@ def main(
         rounds: blocks of 20 single calls of each kind.
         seconds: length of each load, of which there are eight.
         concurrency: calls in flight when throughput and mean batch are measured.
-        overload_size: L and C of the overload's requests; the largest keep the generator's share of the cores smallest.
+        overload_size: L and C of the overload's requests; the largest keep small what refusing takes of the cores.
         sizes: also measure latency against L and C.
     """
     bench = ServingBench(rounds=rounds, seconds=seconds, concurrency=concurrency)

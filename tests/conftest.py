@@ -33,6 +33,39 @@ def small_job(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random tables and an untrained ranker, in `tables/` and `engine/`."""
+    from airserve.bench.synthetic import write_engine, write_tables
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_tables(folder / "tables")
+    write_engine(folder / "tables", folder / "engine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local(synthetic: Path) -> Any:
+    """What the synthetic ranker computes without a server, as `InProcess`."""
+    from airserve.bench.inprocess import InProcess
+
+    return InProcess(synthetic / "tables", synthetic / "engine")
+
+
+@pytest.fixture(scope="session")
+def synthetic_server(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Function that makes a server of the synthetic ranker, not started, from serving settings and the server's own."""
+    from airserve.triton.repository import RepositorySource, write_repository
+    from airserve.triton.server import ServerSettings, TritonServer
+
+    def make(settings: Any, **server: Any) -> Any:
+        source = RepositorySource(tables=synthetic / "tables", engine=synthetic / "engine", settings=settings)
+        repository = write_repository(source, tmp_path_factory.mktemp("repository") / "model_repository")
+        return TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton", **server))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def served(small_job: Any) -> Iterator[Any]:
     """A real Triton that serves the small job's repository."""
     from airserve.triton.server import ServerSettings, TritonServer

@@ -7,8 +7,10 @@ that Triton's batcher joins requests as it does in front of `tensorrt` or `onnxr
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,47 +18,42 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from airserve import contract
+from airserve.bench.flood import Flood
 from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, closed_loop, encode_call, executed
-from airserve.bench.synthetic import write_engine, write_tables
+from airserve.bench.overload import UNAVAILABLE
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.client import RankClient
 from airserve.client.wire import EXPLAINED_OUTPUTS, PLAIN_OUTPUTS
 from airserve.triton.config import ServingSettings, all_configs
-from airserve.triton.repository import RepositorySource, write_repository
-from airserve.triton.server import ServerSettings, TritonServer
+from airserve.triton.server import TritonServer
 
 pytestmark = pytest.mark.triton
-ROOT = Path(__file__).resolve().parents[2]
 STEPWISE = ServingSettings(variant="stepwise")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compiled")
-    write_tables(folder / "tables")
-    write_engine(folder / "tables", folder / "engine")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local(made: Path) -> InProcess:
-    return InProcess(made / "tables", made / "engine")
-
-
-@pytest.fixture(scope="module")
-def whole_tensors(made: Path) -> Iterator[TritonServer]:
-    source = RepositorySource(tables=made / "tables", engine=made / "engine", settings=STEPWISE)
-    repository = write_repository(source, made / "repository")
+def compiled_server(synthetic_server: Any, max_queue_size: int | None = None) -> TritonServer:
+    """A server, not started, configured for a compiled target; with a queue bound only where one is asked for."""
+    server: TritonServer = synthetic_server(STEPWISE)
     for model, text in all_configs("onnxruntime", STEPWISE).items():
-        path = repository / model / "config.pbtxt"
+        path = server.settings.repository / model / "config.pbtxt"
         if model == contract.RANKER_MODEL:
             config = text_format.Parse(path.read_text(), pb.ModelConfig())
             for tensor in config.input:
                 tensor.allow_ragged_batch = False
+            if max_queue_size is not None:
+                compiled = text_format.Parse(text, pb.ModelConfig())
+                config.max_batch_size = compiled.max_batch_size
+                config.dynamic_batching.CopyFrom(compiled.dynamic_batching)
+                config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
             text = text_format.MessageToString(config)
         path.write_text(text)
-    with TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton")) as server:
+    return server
+
+
+@pytest.fixture(scope="module")
+def whole_tensors(synthetic_server: Any) -> Iterator[TritonServer]:
+    with compiled_server(synthetic_server) as server:
         yield server
 
 
@@ -112,3 +109,25 @@ def test_a_bad_request_is_refused_by_name_and_not_padded(whole_tensors: TritonSe
         status, text = wire.call(encode_call(bad), 30.0)
     assert status == "INVALID_ARGUMENT"
     assert contract.BEHAVIOUR_AGES_S.name in text.decode()
+
+
+def test_a_full_queue_of_tritons_own_in_front_of_the_ranker_refuses_and_hangs_no_request(
+    synthetic_server: Any, local: InProcess
+) -> None:
+    """Triton can lose a request of an ensemble whose step has a full queue."""
+    requests = make_requests(local.table, WorkloadSettings(behaviours=128, candidates=1024, count=8))
+    messages = [encode_call(request) for request in requests]
+    statuses: Counter[str] = Counter()
+    with (
+        compiled_server(synthetic_server, max_queue_size=4) as server,
+        Flood(server.grpc_url, messages, timeout_s=60) as flood,
+    ):
+        for _ in range(3):
+            waiting = {flood.start(number % len(messages)) for number in range(200)}
+            deadline = time.monotonic() + 90
+            while waiting and time.monotonic() < deadline:
+                for stream, status in flood.ended(0.1):
+                    waiting.remove(stream)
+                    statuses[status] += 1
+            assert not waiting
+    assert set(statuses) == {OK, UNAVAILABLE}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,40 +16,20 @@ from airserve.bench.http import HttpWire
 from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, encode_call
 from airserve.bench.overload import OverloadSettings, measure_overload
-from airserve.bench.synthetic import write_engine, write_tables
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.client import RankClient
 from airserve.client.wire import EXPLAINED_OUTPUTS
-from airserve.triton.config import ServingSettings, Variant
-from airserve.triton.repository import RepositorySource, write_repository
-from airserve.triton.server import ServerSettings, TritonServer
+from airserve.triton.config import ServingSettings
+from airserve.triton.server import TritonServer
 
 pytestmark = pytest.mark.triton
-ROOT = Path(__file__).resolve().parents[2]
 SOME, MANY = 1_000, 50_000
 """Fuzzed calls of each of the two kinds in `make test`, and in `make test-all`."""
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("synthetic")
-    write_tables(folder / "tables")
-    write_engine(folder / "tables", folder / "engine")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local(made: Path) -> InProcess:
-    return InProcess(made / "tables", made / "engine")
-
-
 @pytest.fixture(scope="module", params=["fused", "stepwise"])
-def attacked(request: pytest.FixtureRequest, made: Path) -> Iterator[TritonServer]:
-    variant: Variant = request.param
-    settings = ServingSettings(variant=variant, max_queue_size=16)
-    source = RepositorySource(tables=made / "tables", engine=made / "engine", settings=settings)
-    repository = write_repository(source, made / f"repository_{variant}")
-    with TritonServer(ServerSettings(repository=repository, environment=ROOT / ".venv-triton")) as server:
+def attacked(request: pytest.FixtureRequest, synthetic_server: Any) -> Iterator[TritonServer]:
+    with synthetic_server(ServingSettings(variant=request.param, max_queue_size=16)) as server:
         yield server
 
 

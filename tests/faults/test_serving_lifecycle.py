@@ -9,72 +9,98 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airserve import contract
 from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, encode_call, executed
-from airserve.bench.synthetic import write_engine, write_tables
+from airserve.bench.overload import UNAVAILABLE
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.triton.config import ServingSettings, Variant, executing_model
-from airserve.triton.repository import RepositorySource, write_repository
-from airserve.triton.server import ServerSettings, TraceSettings, TritonServer
+from airserve.triton.server import TraceSettings, TritonServer
 
 pytestmark = pytest.mark.triton
-ROOT = Path(__file__).resolve().parents[2]
 VARIANTS: tuple[Variant, ...] = ("fused", "stepwise")
 
 
+def patient(variant: Variant) -> ServingSettings:
+    """Nothing is refused for the time it would wait."""
+    return ServingSettings(variant=variant, queue_timeout_us=60_000_000)
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lifecycle")
-    write_tables(folder / "tables")
-    write_engine(folder / "tables", folder / "engine")
-    for variant in VARIANTS:
-        settings = ServingSettings(
-            variant=variant, queue_timeout_us=60_000_000
-        )  # what is refused for its number is not of interest here
-        source = RepositorySource(tables=folder / "tables", engine=folder / "engine", settings=settings)
-        write_repository(source, folder / variant)
-    return folder
-
-
-def large_messages(made: Path) -> list[bytes]:
-    table = InProcess(made / "tables", made / "engine").table
-    requests = make_requests(table, WorkloadSettings(behaviours=1024, candidates=1024, count=8))
+def large_messages(local: InProcess) -> list[bytes]:
+    requests = make_requests(local.table, WorkloadSettings(behaviours=1024, candidates=1024, count=8))
     return [encode_call(request) for request in requests]
 
 
+def refused(server: TritonServer, reason: str) -> float:
+    """Requests that the server's models counted as refused for a reason."""
+    lines = server.metrics().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if f'reason="{reason}"' in line)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_requests_in_flight_are_answered_when_the_server_is_told_to_stop(made: Path, variant: Variant) -> None:
-    messages = large_messages(made)
+def test_requests_in_flight_are_answered_when_the_server_is_told_to_stop(
+    synthetic_server: Any, large_messages: list[bytes], variant: Variant
+) -> None:
     answers: Counter[str] = Counter()
-    settings = ServerSettings(repository=made / variant, environment=ROOT / ".venv-triton")
-    with TritonServer(settings) as server, Wire(server.grpc_url) as wire:
+    with synthetic_server(patient(variant), stop_timeout_s=60) as server, Wire(server.grpc_url) as wire:
         ended = threading.Semaphore(0)
 
         def done(status: str) -> None:
             answers[status] += 1
             ended.release()
 
-        for message in messages:
+        for message in large_messages:
             wire.start(message, 60.0, done)
         # The first answer shows that all have arrived: they went out together on one connection.
         assert ended.acquire(timeout=60)
         os.kill(server.pid, signal.SIGTERM)
-        for _ in messages[1:]:
+        for _ in large_messages[1:]:
             assert ended.acquire(timeout=60)
-    assert answers == {OK: len(messages)}
+    assert answers == {OK: len(large_messages)}
 
 
-def test_waiting_requests_whose_deadline_passed_are_not_computed(made: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_server_that_is_told_to_stop_under_overload_answers_or_refuses_every_call(
+    synthetic_server: Any, large_messages: list[bytes], variant: Variant
+) -> None:
+    """What was not refused is answered by a thread behind Triton's back; the model ends only after it."""
+    asked = 300
+    statuses: Counter[str] = Counter()
+    with (
+        synthetic_server(ServingSettings(variant=variant), stop_timeout_s=60) as server,
+        Wire(server.grpc_url) as wire,
+    ):
+        ended = threading.Semaphore(0)
+
+        def done(status: str) -> None:
+            statuses[status] += 1
+            ended.release()
+
+        for at in range(asked):
+            wire.start(large_messages[at % len(large_messages)], 60.0, done)
+        while not statuses[UNAVAILABLE]:
+            assert ended.acquire(timeout=60)
+            asked -= 1
+        os.kill(server.pid, signal.SIGTERM)
+        for _ in range(asked):
+            assert ended.acquire(timeout=60)
+    print(dict(statuses))
+    assert set(statuses) == {OK, UNAVAILABLE}
+
+
+def test_waiting_requests_whose_deadline_passed_are_not_computed(
+    synthetic_server: Any, large_messages: list[bytes]
+) -> None:
     """Fused only: Triton does not tell a step of an ensemble that its client gave up."""
-    message = large_messages(made)[0]
+    message = large_messages[0]
     model = executing_model("embedded", ServingSettings(variant="fused"))
     given_up = 200
-    settings = ServerSettings(repository=made / "fused", environment=ROOT / ".venv-triton")
-    with TritonServer(settings) as server, Wire(server.grpc_url) as wire:
+    with synthetic_server(patient("fused")) as server, Wire(server.grpc_url) as wire:
         assert wire.ask(message, 60.0) == OK
         before = executed(server.grpc_url, model).inferences
         ended = threading.Semaphore(0)
@@ -91,9 +117,7 @@ def test_waiting_requests_whose_deadline_passed_are_not_computed(made: Path) -> 
         assert wire.ask(message, 60.0) == OK
         executions = executed(server.grpc_url, model).inferences - before - 1
         time.sleep(1.2)  # our metrics are handed over twice a second
-        ended_early = sum(
-            float(line.rsplit(" ", 1)[1]) for line in server.metrics().splitlines() if 'reason="cancelled"' in line
-        )
+        ended_early = refused(server, "cancelled")
     # Triton counts what a model was given; the model counts what it then did not compute.
     computed = executions - ended_early
     print(f"{dict(statuses)}, given to the model {executions}, computed {computed:.0f}")
@@ -101,11 +125,43 @@ def test_waiting_requests_whose_deadline_passed_are_not_computed(made: Path) -> 
     assert computed < given_up // 2
 
 
-def test_traces_go_through_every_step_when_asked_for(made: Path, tmp_path: Path) -> None:
+def test_deadlines_that_pass_while_other_requests_are_refused_are_noticed(
+    synthetic_server: Any, large_messages: list[bytes]
+) -> None:
+    """Requests that are answered behind Triton's back are asked for before they are computed."""
+    statuses: Counter[str] = Counter()
+    with (
+        synthetic_server(ServingSettings(variant="fused", queue_timeout_us=2_000_000)) as server,
+        Wire(server.grpc_url) as wire,
+    ):
+        assert wire.ask(large_messages[0], 60.0) == OK
+        ended = threading.Semaphore(0)
+
+        def done(status: str) -> None:
+            statuses[status] += 1
+            ended.release()
+
+        asked, cancelled, full = 600, 0.0, 0.0
+        for _ in range(5):  # Triton itself drops what is given up before a busy machine's model takes it
+            for at in range(asked):
+                wire.start(large_messages[at % len(large_messages)], 0.5, done)
+            for _ in range(asked):
+                assert ended.acquire(timeout=60)
+            time.sleep(1.2)  # our metrics are handed over twice a second
+            cancelled, full = refused(server, "cancelled"), refused(server, "queue")
+            if cancelled and full:
+                break
+    print(f"{dict(statuses)}, cancelled {cancelled:.0f}, for want of room {full:.0f}")
+    assert cancelled > 0
+    assert full > 0
+
+
+def test_traces_go_through_every_step_when_asked_for(
+    synthetic_server: Any, large_messages: list[bytes], tmp_path: Path
+) -> None:
     trace = TraceSettings(target=str(tmp_path / "trace.json"), one_in=1)
-    settings = ServerSettings(repository=made / "stepwise", environment=ROOT / ".venv-triton", trace=trace)
-    with TritonServer(settings) as server, Wire(server.grpc_url) as wire:
-        assert wire.ask(large_messages(made)[0], 60.0) == OK
+    with synthetic_server(patient("stepwise"), trace=trace) as server, Wire(server.grpc_url) as wire:
+        assert wire.ask(large_messages[0], 60.0) == OK
     entries = json.loads((tmp_path / "trace.json").read_text())
     models = {entry["id"]: entry["model_name"] for entry in entries if "model_name" in entry}
     parents = {entry["id"]: models[entry["parent_id"]] for entry in entries if "parent_id" in entry}

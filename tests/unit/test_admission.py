@@ -37,6 +37,17 @@ def test_one_request_is_always_answered() -> None:
     assert run(admission, [1.0, 1.0], 5.0) == 1
 
 
+def test_what_is_still_being_answered_takes_room() -> None:
+    admission = Admission(max_requests=10, budget_s=0.25)
+    run(admission, [1.0], 0.01)
+    admission.begin(4, 24.0)
+    assert admission.has_room()
+    admission.take(1.0)
+    assert not admission.has_room()
+    admission.begin(10, 10.0)
+    assert not admission.has_room()
+
+
 def test_one_pause_changes_the_learned_speed_a_little() -> None:
     admission = Admission(max_requests=8, budget_s=1.0)
     run(admission, [1.0], 0.01)

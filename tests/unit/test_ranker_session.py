@@ -56,6 +56,13 @@ def test_requests_together_are_answered_as_alone(graph: Path) -> None:
             np.testing.assert_allclose(answer[name], alone[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_a_request_that_was_given_up_is_not_computed_alone_or_among_others(graph: Path) -> None:
+    session = RankerSession(graph)
+    assert session.run(parts()[3:4], NAMES, lambda at: True) == [{}]
+    answers = session.run(parts(), NAMES, lambda at: at == 3)
+    assert [at for at, answer in enumerate(answers) if not answer] == [3]
+
+
 def test_only_wanted_outputs_come_back_contiguous(graph: Path) -> None:
     for answer in RankerSession(graph).run(parts(), [contract.SCORES.name]):
         assert list(answer) == [contract.SCORES.name]

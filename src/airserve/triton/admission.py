@@ -36,18 +36,19 @@ class Admission:
         self.budget_s = budget_s
         self.seconds_per_cost = 0.0
         """Learned; 0 before the first batch."""
+        self._before = 0, 0.0
         self._taken = 0
         self._cost = 0.0
 
-    def begin(self) -> None:
-        """A batch begins."""
+    def begin(self, requests: int = 0, cost: float = 0.0) -> None:
+        """A batch begins, while so many requests are still being answered."""
+        self._before = requests, cost
         self._taken, self._cost = 0, 0.0
 
     def has_room(self) -> bool:
         """Whether one more request of this batch is answered."""
-        return self._taken == 0 or (
-            self._taken < self.max_requests and self._cost * self.seconds_per_cost < self.budget_s
-        )
+        requests, cost = self._before[0] + self._taken, self._before[1] + self._cost
+        return requests == 0 or (requests < self.max_requests and cost * self.seconds_per_cost < self.budget_s)
 
     def take(self, cost: float) -> None:
         """One request is answered; `cost` is its share of a batch, in any unit."""
@@ -56,9 +57,13 @@ class Admission:
 
     def end(self, seconds: float) -> None:
         """The batch took so long; learn from it."""
-        if self._cost <= 0:
+        self.learn(self._cost, seconds)
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """What cost so much took so long."""
+        if cost <= 0:
             return
-        seen = seconds / self._cost
+        seen = seconds / cost
         if self.seconds_per_cost:
             low, high = self.seconds_per_cost / LARGEST_CHANGE, self.seconds_per_cost * LARGEST_CHANGE
             seen = SMOOTHING * min(max(seen, low), high) + (1 - SMOOTHING) * self.seconds_per_cost

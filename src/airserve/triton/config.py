@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
-from airserve.triton.config_names import ONNX_FILE, PADS, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US
+from airserve.triton.config_names import ONNX_FILE, PADS, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US, WARMUP_BATCHES
 from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
@@ -123,7 +123,7 @@ def _bounded_queue(config: Any, settings: ServingSettings) -> None:
 
 
 def _warm_up_with_files(config: Any) -> None:
-    for batch in (1, 8):
+    for batch in WARMUP_BATCHES:
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         for spec in contract.REQUEST:
             tensor = warmup.inputs[spec.name]
@@ -141,7 +141,7 @@ def warmup_files() -> dict[str, bytes]:
 
 def _warm_up_with_zeros(config: Any) -> None:
     """All zeros are a valid ranker input: padding everywhere. The axes have the profile's usual sizes."""
-    for batch in (1, 8):
+    for batch in WARMUP_BATCHES:
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         for spec in contract.RANKER_INPUTS:
             tensor = warmup.inputs[spec.name]

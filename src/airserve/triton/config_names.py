@@ -13,3 +13,5 @@ QUEUE_TIMEOUT_US = "queue_timeout_us"
 """Parameters of the Python models; see `airserve/triton/admission.py`."""
 PADS = "pads_for_batching"
 """Parameter of the lookup: `1` where the ranker batches equal shapes only; see `airserve/triton/padding.py`."""
+WARMUP_BATCHES = (1, 8)
+"""Requests of each warm-up that Triton runs before a model is ready."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import gc
 import json
 import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from airserve import contract
 from airserve.errors import ArtifactError
+from airserve.table.lookup import IntentTable
 from airserve.triton.admission import Admission
 from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US, TABLE_FOLDER
 from airserve.triton.model_metrics import ModelMetrics
 
 PATIENCE_S = 0.03
-"""Of a batch, before it is asked whether its requests are still waited for."""
+"""Of a batch, before it is asked whether its requests are still waited for: asking takes 0.1 to 5 ms."""
 
 
 def parameters_of(args: dict[str, str]) -> dict[str, str]:
@@ -48,9 +48,33 @@ def settle() -> None:
     gc.freeze()
 
 
-def published_s(folder: str) -> float:
-    """When the table beside a model's version was written, Unix time."""
-    return os.stat(os.path.join(folder, TABLE_FOLDER, "manifest.json")).st_mtime
+def instances_of(args: dict[str, str]) -> int:
+    """How many processes run this model."""
+    return sum(int(group["count"]) for group in json.loads(args["model_config"])["instance_group"])
+
+
+def file_of(args: dict[str, str], name: str) -> str:
+    """A file or folder beside a model's version, from what Triton hands to `initialize`."""
+    return os.path.join(args["model_repository"], args["model_version"], name)
+
+
+def table_metrics(table: IntentTable, args: dict[str, str]) -> ModelMetrics:
+    """The counters of a model that serves a table; its file's time is when it was published."""
+    return ModelMetrics(table.table_version, os.stat(file_of(args, f"{TABLE_FOLDER}/manifest.json")).st_mtime)
+
+
+def look_up(table: IntentTable, request: Any, metrics: ModelMetrics) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A request's own tensors, and what the table says about them.
+
+    Raises:
+        InvalidRequestError: if it breaks the contract.
+    """
+    tensors = {spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in contract.REQUEST}
+    contract.validate_request(tensors)
+    found = table.lookup(tensors)
+    for value in found[contract.COVERAGE.name][:, 0]:
+        metrics.observe_coverage(float(value))
+    return tensors, found
 
 
 def refusal(message: str, code: int | None = None) -> Any:
@@ -59,15 +83,7 @@ def refusal(message: str, code: int | None = None) -> Any:
     return pb_utils.InferenceResponse(error=error)
 
 
-def patience(requests: list[Any], began: float) -> Callable[[int], bool]:
-    """Whether a request of a batch that began at `began` was given up by its client.
-
-    Asking Triton takes 0.1 to 5 ms, so nobody is asked before the batch has taken `PATIENCE_S`.
-    """
-    return lambda at: time.perf_counter() - began > PATIENCE_S and bool(requests[at].is_cancelled())
-
-
-def given_up(metrics: ModelMetrics) -> Any:
+def given_up_response(metrics: ModelMetrics) -> Any:
     """The response for a request that nobody waits for."""
     metrics.count_refusal("cancelled")
     return refusal("the client gave this request up", pb_utils.TritonError.CANCELLED)

@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +23,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,11 +39,25 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 
 
+LOWEST_FREE_PORT, PORTS_OF_CLIENTS = 20_000, 32_768
+"""Ports are chosen below those that the kernel gives to outgoing connections: a port that was free when it was chosen
+is wanted seconds later, when the server has loaded its models."""
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on right now, another one at each call.
+
+    Raises:
+        EngineError: when there is none.
+    """
+    for port in random.sample(range(LOWEST_FREE_PORT, PORTS_OF_CLIENTS), 1000):
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            if port not in _given_ports:
+                _given_ports.add(port)
+                return port
+    raise EngineError(f"ports {LOWEST_FREE_PORT} to {PORTS_OF_CLIENTS}: no free one found; give the ports yourself")
 
 
 FAILED_HANDSHAKES = ("is not healthy", "boost::interprocess::lock_exception")
@@ -47,6 +65,10 @@ FAILED_HANDSHAKES = ("is not healthy", "boost::interprocess::lock_exception")
 2.51.0 on an overloaded machine, gone at the next start."""
 START_ATTEMPTS = 3
 HIGHEST_PORT = 65535
+KILL_AFTER_S = 5.0
+"""Past `stop_timeout_s`, for the models to be unloaded."""
+LOG_TAIL = 20
+"""Lines of the log that a failed start shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +134,8 @@ class ServerSettings:
     http_port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     start_timeout_s: float = 120.0
+    stop_timeout_s: float = 20.0
+    """Seconds that requests in flight may take once the server is told to stop; Kubernetes waits 30 by default."""
     tls: ServerTls | None = None
     """Encrypt gRPC."""
     trace: TraceSettings | None = None
@@ -141,10 +165,11 @@ class ServerSettings:
         if len(set(ports.values())) < len(ports):
             given = ", ".join(f"{name} {port}" for name, port in ports.items())
             raise UserError("ports", expected="three different ones", got=given, remedy="change one")
-        if self.start_timeout_s <= 0:
-            raise UserError(
-                "start_timeout_s", expected="seconds > 0", got=str(self.start_timeout_s), remedy="120 is the default"
-            )
+        for name, usual in (("start_timeout_s", 120), ("stop_timeout_s", 20)):
+            if getattr(self, name) <= 0:
+                raise UserError(
+                    name, expected="seconds > 0", got=str(getattr(self, name)), remedy=f"{usual} is the default"
+                )
 
 
 def plan_of(repository: Path) -> dict[str, Any]:
@@ -171,6 +196,23 @@ def find_site_packages(environment: Path) -> Path:
     )
 
 
+def how_it_failed(code: int | None, timeout_s: float) -> str:
+    """Why a start was given up, from the exit code of the process; None while it runs."""
+    if code is None:
+        return f"not ready within {timeout_s:g} s; give it longer, or look for what holds it up"
+    if code < 0:
+        return f"ended by signal {-code} ({signal.Signals(-code).name}); after SIGKILL look at the machine's memory"
+    return f"ended with exit code {code}"
+
+
+def what_went_wrong(lines: Sequence[str]) -> str:
+    """The errors in a server's log, models that could not be loaded included, and the log's end."""
+    texts = [re.sub(r"\s{2,}", " ", line.strip("| ")) for line in lines if not line.startswith("+-")]
+    errors = [text for text in texts if re.match(r"E\d{4} |error:", text) or " UNAVAILABLE: " in text]
+    found = "\n".join(dict.fromkeys(errors)) or "none"
+    return f"errors in its log:\n{found}\nthe end of its log:\n" + "\n".join(texts[-LOG_TAIL:])
+
+
 class TritonServer:
     """A running tritonserver; use as a context manager.
 
@@ -188,6 +230,11 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="airserve-triton-"))
         self.log_path = settings.log or self._scratch / "triton.log"
+
+    @property
+    def urls(self) -> tuple[str, str, str]:
+        """`host:port` of gRPC, HTTP and metrics."""
+        return self.grpc_url, self.http_url, self.metrics_url
 
     @property
     def pid(self) -> int:
@@ -227,7 +274,7 @@ class TritonServer:
             f"--metrics-port={s.metrics_port}",
             "--disable-auto-complete-config",
             "--exit-on-error=true",
-            "--exit-timeout-secs=10",
+            f"--exit-timeout-secs={math.ceil(s.stop_timeout_s)}",
             *(["--backend-config=tensorrt,version-compatible=true"] if plan.get("version_compatible") else []),
             *(s.tls.arguments() if s.tls else []),
             *(s.trace.arguments() if s.trace else []),
@@ -261,17 +308,16 @@ class TritonServer:
             site = find_site_packages(self.settings.environment)
             command, env = self.command(self._write_backends(site), site), self._environment(site)
         for attempt in range(1, START_ATTEMPTS + 1):
-            began = time.monotonic()
             if self._launch(command, env):
                 return self
+            code = self._process.poll() if self._process is not None else None
             lines = self.log_path.read_text(errors="replace").splitlines()
             if attempt == START_ATTEMPTS or not any(sign in line for line in lines for sign in FAILED_HANDSHAKES):
                 break
             self._end()
             log.warning("triton: a model's process got no CPU time while it was loading; starting again")
         self.stop()
-        tail = "\n".join(lines[-40:])
-        raise EngineError(f"triton: not ready after {time.monotonic() - began:.0f} s; the end of its log:\n{tail}")
+        raise EngineError(f"triton: {how_it_failed(code, self.settings.start_timeout_s)}; {what_went_wrong(lines)}")
 
     def _launch(self, command: list[str], env: dict[str, str]) -> bool:
         """Start the process; whether it became ready in time."""
@@ -284,11 +330,11 @@ class TritonServer:
                 start_new_session=True,
             )
         deadline = time.monotonic() + self.settings.start_timeout_s
-        while not self.is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                return False
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if self.is_ready():
+                return True
             time.sleep(0.1)
-        return True
+        return False
 
     def is_ready(self) -> bool:
         """Whether the server answers and all its models are loaded."""
@@ -312,14 +358,14 @@ class TritonServer:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(timeout=20)
+                self._process.wait(timeout=self.settings.stop_timeout_s + KILL_AFTER_S)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._process = None
 
     def stop(self) -> None:
-        """Let requests in flight finish, then end the server; kill it after 20 seconds."""
+        """Let requests in flight finish, then end the server; kill it when it takes too long."""
         self._end()
         shutil.rmtree(self._scratch, ignore_errors=True)
 

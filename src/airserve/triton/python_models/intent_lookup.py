@@ -1,24 +1,24 @@
 """Triton Python model `intent_lookup`: item ids in, the ids of the request's intent tree out.
 
 One call handles all requests that Triton's dynamic batcher put together; each keeps its own lengths (ragged batch).
-A request that breaks the contract is answered with INVALID_ARGUMENT and does not touch its neighbours.
+A request that breaks the contract is answered with INVALID_ARGUMENT and does not touch its neighbours. One that the
+ranker could not answer in time is refused here, before it costs anything (`airserve/triton/speed_note.py`).
 """
 
 from __future__ import annotations
 
-import os
-import time
+from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
-from airserve.errors import InvalidRequestError
 from airserve.table.lookup import IntentTable, ranker_inputs
+from airserve.triton.batch_model import BatchModel, Job
 from airserve.triton.config_names import PADS, TABLE_FOLDER
-from airserve.triton.model_answers import admission_of, parameters_of, published_s, refusal, refuse_from, settle
-from airserve.triton.model_metrics import ModelMetrics
-from airserve.triton.padding import pad_to_class
+from airserve.triton.model_answers import file_of, look_up, parameters_of, settle, table_metrics
+from airserve.triton.padding import extent_of, pad_to_class
+from airserve.triton.speed_note import Pace, SpeedNote, note_path
 
 
 class TritonPythonModel:
@@ -26,52 +26,51 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Map the table that lies beside this model's version; a damaged or foreign one stops the load."""
-        folder = os.path.join(args["model_repository"], args["model_version"])
-        self.table = IntentTable.open(os.path.join(folder, TABLE_FOLDER))
-        settings = parameters_of(args)
-        self.admission = admission_of(settings)
-        self.pads = settings.get(PADS) == "1"
-        self.outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if self.pads else ()))
-        self.metrics = ModelMetrics(self.table.table_version, published_s(folder))
+        table = IntentTable.open(file_of(args, TABLE_FOLDER))
+        self.model = LookupModel(parameters_of(args), table, args)
         settle()
 
     def finalize(self) -> None:
         """Called when the model is unloaded."""
-        self.metrics.close()
+        self.model.close()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its own tree."""
-        began = time.perf_counter()
-        responses: list[Any] = [None] * len(requests)
-        self.admission.begin()
-        for at, request in enumerate(requests):
-            if not self.admission.has_room():
-                refuse_from(responses, at, self.admission, self.metrics)
-                break
-            self.admission.take(1.0)
-            try:
-                found = self._look_up(request)
-            except InvalidRequestError as error:
-                self.metrics.count_refusal(error.subject)
-                responses[at] = refusal(str(error), pb_utils.TritonError.INVALID_ARG)
-            except Exception as error:  # one request's fault must not fail the batch
-                self.metrics.count_refusal("internal")
-                responses[at] = refusal(f"{contract.LOOKUP_MODEL}: {error!r}")
-            else:
-                tensors = [pb_utils.Tensor(spec.name, found[spec.name]) for spec in self.outputs]
-                responses[at] = pb_utils.InferenceResponse(tensors)
-        self.admission.end(time.perf_counter() - began)
-        return responses
+        return self.model.execute(requests)
 
-    def _look_up(self, request: Any) -> dict[str, Any]:
-        tensors = {
-            spec.name: pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in contract.REQUEST
-        }
-        contract.validate_request(tensors)
-        found = self.table.lookup(tensors)
-        for value in found[contract.COVERAGE.name][:, 0]:
-            self.metrics.observe_coverage(float(value))
-        return padded({**found, **ranker_inputs(tensors, found)}) if self.pads else found
+
+class LookupModel(BatchModel):
+    """Its answers are made when it reads a request."""
+
+    def __init__(self, settings: dict[str, str], table: IntentTable, args: dict[str, str]) -> None:
+        super().__init__(contract.LOOKUP_MODEL, settings, table_metrics(table, args), late=False)
+        self.table = table
+        self.pads = settings.get(PADS) == "1"
+        self.outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if self.pads else ()))
+        ranker = SpeedNote(note_path(contract.RANKER_MODEL), write=False)
+        # A compiled backend notes no speed, and has a queue that Triton bounds.
+        self.pace = None if self.pads else Pace(ranker, self.admission.budget_s)
+
+    def has_room(self) -> bool:
+        """Whether one more request is looked up, and then ranked in time."""
+        return super().has_room() and (self.pace is None or self.pace.has_room())
+
+    def prepare(self, request: Any) -> Job:
+        """The request with its tree."""
+        tensors, found = look_up(self.table, request, self.metrics)
+        inputs = ranker_inputs(tensors, found)
+        if self.pads:
+            found = padded({**found, **inputs})
+        if self.pace is not None:
+            self.pace.take(extent_of(inputs).cost())
+        return Job(request=request, cost=1.0, found=found)
+
+    def answer(self, jobs: list[Job], given_up: Callable[[Job], bool]) -> list[Any]:
+        """The trees, one by one."""
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor(spec.name, job.found[spec.name]) for spec in self.outputs])
+            for job in jobs
+        ]
 
 
 def padded(tensors: dict[str, Any]) -> dict[str, Any]:
