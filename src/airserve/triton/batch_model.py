@@ -153,7 +153,11 @@ class BatchModel:
 
     def _answer_late(self, jobs: list[Job]) -> list[Any]:
         began = time.perf_counter()
-        answers = self.answer(jobs, Job.given_up)
+        try:
+            answers = self.answer(jobs, Job.given_up)
+        except Exception as error:  # an end of this thread would leave every later request without an answer
+            self.metrics.count_refusal("internal", len(jobs))
+            answers = [refusal(f"{self.name}: {error!r}") for _ in jobs]
         self.metrics.observe_batch(len(jobs), time.perf_counter() - began)
         return answers
 
