@@ -7,7 +7,6 @@ where it was. With --ranker it measures that one trained ranker instead, against
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import cyclopts
@@ -62,41 +61,37 @@ def main(
         learn_from_held_out: also learn from the histories of valid and test users; the published protocol does not.
         resamples: of the bootstrap.
         truth: a truth.parquet of offline/make_world.py; AIR's retrieved intents are compared with it.
-        ranker: measure this trained ranker only (a folder made by offline/train_ranker.py); nothing is trained.
+        ranker: train nothing, measure this ranker only (a folder made by offline/train_ranker.py).
         max_users: test users, chosen at random where there are more.
         threads: of PyTorch.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, ...
     """
     torch.set_num_threads(threads)
     if ranker is not None:
-        settings = replace(EvaluationSettings(), seed=first_seed, draws=draws, users=max_users)
-        return measure_one(ranker, data, tables or data.parent / "tables", settings)
+        return measure_one(ranker, data, tables, EvaluationSettings(seed=first_seed, draws=draws, users=max_users))
     job = StudyJob(
-        models=tuple(name.strip() for name in models.split(",") if name.strip()),
+        models=tuple(filter(None, map(str.strip, models.split(",")))),
         seeds=tuple(range(first_seed, first_seed + seeds)),
         runs=cache / "runs",
         out=out or cache / "results.json",
         bootstrap=Bootstrap(resamples=resamples),
         truth=truth,
     )
-    protocol = Protocol(draws=draws, max_users=max_users)
-    train = study_settings(fast=fast)
-    source = tables or derived_source(cache)
     study = prepare(
         data,
-        source,
+        tables or derived_source(cache),
         cache,
-        train=train,
-        protocol=protocol,
+        train=study_settings(fast=fast),
+        protocol=Protocol(draws=draws, max_users=max_users),
         learn_from_held_out=learn_from_held_out,
         device=pick_device(device),
     )
     return job.run(study, tables or cache / "tables")
 
 
-def measure_one(ranker: Path, data: Path, tables: Path, settings: EvaluationSettings) -> dict[str, object]:
-    """Measure one trained ranker; `data` is a folder with items.parquet and behaviours.parquet."""
-    table = IntentTable.open(tables / "serving")
+def measure_one(ranker: Path, data: Path, tables: Path | None, settings: EvaluationSettings) -> dict[str, object]:
+    """Measure one trained ranker; `data` has items.parquet and behaviours.parquet, the tables lie beside it."""
+    table = IntentTable.open((tables or data.parent / "tables") / "serving")
     model, _ = load_ranker(ranker, table)
     dataset = load_dataset(data)
     return evaluate_ranker(model, table, make_log(dataset.items, dataset.behaviours, table), settings)

@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from airserve import contract
 from airserve.bench.flood import Flood
 from airserve.bench.inprocess import InProcess
-from airserve.bench.load import OK, Wire, closed_loop, encode_call, executed
+from airserve.bench.load import OK, Wire, encode_call, executed
 from airserve.bench.overload import UNAVAILABLE
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.client import RankClient
@@ -95,10 +95,18 @@ def test_requests_asked_at_once_get_their_own_answers(whole_tensors: TritonServe
 def test_requests_of_different_sizes_batch_together(whole_tensors: TritonServer, local: InProcess) -> None:
     messages = [encode_call(r) for r in make_requests(local.table, WorkloadSettings(count=64, mixed=True))]
     before = executed(whole_tensors.grpc_url, contract.RANKER_MODEL)
-    load = closed_loop(whole_tensors.grpc_url, messages, concurrency=16, seconds=3.0, timeout_s=30.0)
+    # All at once: what a batch holds then depends on what may be batched, not on how busy the machine is.
+    with Flood(whole_tensors.grpc_url, messages, timeout_s=60) as flood:
+        waiting = {flood.start(number) for number in range(len(messages))}
+        statuses: Counter[str] = Counter()
+        deadline = time.monotonic() + 60
+        while waiting and time.monotonic() < deadline:
+            for stream, status in flood.ended(0.1):
+                waiting.remove(stream)
+                statuses[status] += 1
     mean_batch = executed(whole_tensors.grpc_url, contract.RANKER_MODEL).mean_batch_since(before)
     print(f"mean executed batch {mean_batch:.2f}")
-    assert load.statuses[OK] > 50
+    assert statuses[OK] > len(messages) / 2
     assert mean_batch > 2.0
 
 
