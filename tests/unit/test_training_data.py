@@ -23,11 +23,9 @@ from airserve.training.device import device_of, moved, pick_device
 from airserve.training.evaluation import (
     EvaluationSettings,
     draw_candidates,
-    expected_gains,
     gains,
     hits,
     interval,
-    popularity_weights,
     summarise,
     target_ranks,
 )
@@ -214,17 +212,6 @@ def test_metrics_of_known_ranks() -> None:
     assert interval(np.zeros(0), settings) == (0.0, 0.0)
 
 
-def test_expected_gains_are_the_mean_over_draws_from_the_pool() -> None:
-    rng = np.random.default_rng(3)
-    ranks, pool, negatives = np.asarray([1, 2, 15, 40, 200]), 199, 60
-    drawn = np.stack([rng.choice(pool, size=negatives, replace=False) for _ in range(20_000)])
-    sampled = [gains(1 + (drawn < rank - 1).sum(1)).mean() for rank in ranks]
-    assert expected_gains(ranks, pool, negatives) == pytest.approx(sampled, abs=0.01)
-    assert expected_gains(ranks, pool, 999) == pytest.approx(gains(ranks))
-    pools = np.asarray([0, 1, 199])
-    assert expected_gains(np.asarray([1, 2, 2]), pools, 999) == pytest.approx(gains(np.asarray([1, 2, 2])))
-
-
 def test_training_keeps_the_best_epoch_and_takes_up_an_interrupted_one(tmp_path: Path) -> None:
     def new() -> torch.nn.Linear:
         torch.manual_seed(0)
@@ -392,17 +379,6 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match=r"--device cpu"):
         pick_device("abacus")
-
-
-def test_popularity_weights_make_targets_as_popular_as_training() -> None:
-    counts = np.array([0, 0, 1, 1, 10, 100])
-    training = np.repeat([2, 4, 5], [10, 10, 10])
-    targets = np.repeat([2, 4, 5], [5, 5, 50])
-    weights = popularity_weights(targets, training, counts)
-    assert weights.mean() == pytest.approx(1.0)
-    shares = [weights[targets == row].sum() / weights.sum() for row in (2, 4, 5)]
-    assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
-    assert (popularity_weights(targets, training[:0], counts) == 1).all()
 
 
 def test_the_last_targets_of_each_user_are_the_latest() -> None:

@@ -44,9 +44,7 @@ class SequenceSettings:
     """During training."""
     temperature: float = 0.1
     """The score is the cosine of user and item over this. Without lengths popularity has to be learned as a direction,
-    and rare items are not held down by short vectors. NDCG@10 on valid against plain dot products: Food-Kitchen .374
-    (at 0.07) and .378 (at 0.1) against .359; demo world, ids alone, .622 (0.12) against .579. 0: plain dot products,
-    as in SASRec."""
+    and rare items are not held down by short vectors (figures in docs/LOG.md). 0: plain dot products, as in SASRec."""
     use_item_vectors: bool = True
     """Add a projection of the items' text and intent vectors to their learned ids; False: ids only."""
 

@@ -1,11 +1,12 @@
 """Where a model is trained and scored: on a GPU when there is one.
 
-Batches are made on the CPU and moved as they are used; scores come back to the CPU. So nothing but the functions here
-and the losses knows of devices.
+Batches are made on the CPU and moved before they are used; scores come back to the CPU. So nothing but the functions
+here and the losses knows of devices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -57,3 +58,9 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 
     changes = {field.name: move(getattr(batch, field.name)) for field in fields(batch)}  # type: ignore[arg-type]
     return replace(batch, **changes)  # type: ignore[type-var]
+
+
+def beside(module: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Batches where the module is; moved once, not a step at a time: scorers remember the batches they have seen."""
+    device = device_of(module)
+    return [moved(batch, device) for batch in batches]

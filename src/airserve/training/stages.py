@@ -248,9 +248,8 @@ class Training:
         if targets.size == 0:
             targets = self.valid
         weights = self._weights(targets)
-        candidates = evaluation.draw_candidates(self.log, targets, replace(self.valid_protocol, negatives=BLEND_POOL))[
-            0
-        ]
+        pool = replace(self.valid_protocol, negatives=BLEND_POOL)
+        candidates = evaluation.draw_candidates(self.log, targets, pool)[0]
         measured = dict.fromkeys(BLEND_GRID, 0.0)
         base, intents = sequence_scorer(ranker.base), intent_scorer(ranker)
         with torch.inference_mode():
