@@ -4,9 +4,13 @@ What limits it: the graph (in both), one gRPC round trip, the hand-over to the P
 from interleaved calls of one run, so they hold on a machine that is not idle; milliseconds do not.
 """
 
+
 import logging
+import os
 import tempfile
 from pathlib import Path
+
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as docs/SERVING.md advises
 
 import cyclopts
 
@@ -65,7 +69,12 @@ def main(
             large = WorkloadSettings(behaviours=overload_size, candidates=overload_size, count=16)
             messages = [encode_call(request) for request in make_requests(local.table, large)]
             figures["overload"] = measure_overload(server.grpc_url, messages, OverloadSettings(seconds=seconds + 1.0))
-    return {"variant": settings.variant_for("embedded"), "contract_version": contract.CONTRACT_VERSION, **figures}
+    conditions = {
+        "variant": settings.variant_for("embedded"),
+        "contract_version": contract.CONTRACT_VERSION,
+        "grpc_experiments": os.environ["GRPC_EXPERIMENTS"],
+    }
+    return conditions | figures
 
 
 if __name__ == "__main__":
