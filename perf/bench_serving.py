@@ -4,7 +4,6 @@ What limits it: the graph (in both), one gRPC round trip, the hand-over to the P
 from interleaved calls of one run, so they hold on a machine that is not idle; milliseconds do not.
 """
 
-
 import logging
 import os
 import tempfile
