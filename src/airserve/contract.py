@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,12 +69,12 @@ class TensorSpec:
     """One letter an axis, `1` for a fixed axis of one."""
     about: str
 
-    @property
+    @cached_property
     def triton_dtype(self) -> str:
         """Triton's name of the dtype, e.g. `INT64`."""
         return {np.int64: "INT64", np.int32: "INT32", np.float32: "FP32"}[self.dtype]
 
-    @property
+    @cached_property
     def dims(self) -> tuple[int, ...]:
         """Shape without the batch axis, -1 where it varies."""
         fixed = {"K": CHAINS_PER_CANDIDATE, "D": MAX_DEPTH, "M": MAX_EVIDENCE, "P": MAX_PATHS, "1": 1}

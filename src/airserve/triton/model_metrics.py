@@ -1,8 +1,9 @@
 """Our own Prometheus metrics, from inside Triton's Python models.
 
-Each value given to Triton is a message to another process (0.1 to 4 ms), so counts are kept here and a thread hands
-them over every `REPORT_EVERY_S`. Histograms are counters named as Prometheus names a histogram's (`_bucket` with `le`,
-cumulative, `_sum`, `_count`): Triton's own histograms take one message per observation.
+Each value given to Triton is a message to another process (0.1 to 4 ms), so observations are kept here, and a thread
+counts them and hands the counts over every `REPORT_EVERY_S`. Histograms are counters named as Prometheus names a
+histogram's (`_bucket` with `le`, cumulative, `_sum`, `_count`): Triton's own histograms take one message per
+observation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -50,8 +51,8 @@ class ModelMetrics:
     """
 
     def __init__(self, table_version: int | None = None, published_s: float = 0.0) -> None:
-        self._pending: defaultdict[Key, float] = defaultdict(float)
-        self._lock = threading.Lock()
+        self._observed: deque[tuple[str, float | str, int]] = deque()
+        """What was observed since the last report: metric, value or reason, how often. Threads append and pop."""
         self._families: dict[str, Any] = {}
         self._metrics: dict[Key, Any] = {}
         for name, (about, _) in HISTOGRAMS.items():
@@ -76,28 +77,19 @@ class ModelMetrics:
         self._families[name] = family
         self._metrics[name, "", ""] = metric
 
-    def _observe(self, name: str, value: float, times: int = 1) -> None:
-        bounds = HISTOGRAMS[name][1]
-        with self._lock:
-            for key in _BUCKET_KEYS[name][bisect_left(bounds, value) :]:
-                self._pending[key] += times
-            self._pending[f"{name}_count", "", ""] += times
-            self._pending[f"{name}_sum", "", ""] += times * value
-
     def observe_coverage(self, coverage: float) -> None:
         """One request was looked up."""
-        self._observe(COVERAGE, coverage)
+        self._observed.append((COVERAGE, coverage, 1))
 
     def count_refusal(self, reason: str, times: int = 1) -> None:
         """Requests were refused."""
-        with self._lock:
-            self._pending[REFUSED, "reason", reason] += times
+        self._observed.append((REFUSED, reason, times))
 
     def observe_batch(self, requests: int, seconds: float) -> None:
         """A batch of so many answered requests took so long."""
         if requests:
-            self._observe(BATCH_SIZE, requests)
-            self._observe(SECONDS, seconds, requests)
+            self._observed.append((BATCH_SIZE, requests, 1))
+            self._observed.append((SECONDS, seconds, requests))
 
     def _report_often(self) -> None:
         while not self._ended.wait(REPORT_EVERY_S):
@@ -106,11 +98,23 @@ class ModelMetrics:
             except Exception as error:  # the models serve on without their metrics
                 log.warning("metrics: %r", error)
 
+    def _counts(self) -> dict[Key, float]:
+        """What was observed since the last call, as counters."""
+        counts: defaultdict[Key, float] = defaultdict(float)
+        for _ in range(len(self._observed)):
+            name, value, times = self._observed.popleft()
+            if isinstance(value, str):
+                counts[name, "reason", value] += times
+                continue
+            for key in _BUCKET_KEYS[name][bisect_left(HISTOGRAMS[name][1], value) :]:
+                counts[key] += times
+            counts[f"{name}_count", "", ""] += times
+            counts[f"{name}_sum", "", ""] += times * value
+        return counts
+
     def report(self) -> None:
-        """Hand all counts over to Triton."""
-        with self._lock:
-            pending, self._pending = self._pending, defaultdict(float)
-        for key, count in pending.items():
+        """Hand all counts over to Triton; called by one thread at a time."""
+        for key, count in self._counts().items():
             name, label, value = key
             if key not in self._metrics:
                 self._metrics[key] = self._families[name].Metric(labels={label: value} if label else {})
