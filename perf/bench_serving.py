@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as docs/SERVING.md advises
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # read when gRPC is imported; see docs/SERVING.md
 
 import cyclopts
 

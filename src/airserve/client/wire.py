@@ -88,9 +88,6 @@ def check_answer(answer: Mapping[str, npt.NDArray[Any] | None], tensors: Tensors
     for name, array in answer.items():
         spec = response_spec(name)
         shape = response_shape(spec, tensors)
-        if array is not None and array.shape == shape and array.dtype == spec.dtype:
-            checked[name] = array
-            continue
         if array is not None and "C" in spec.axes and array.shape[1:2] > shape[1:2]:
             padded = array.shape[1]
             if padded in {each["C"] for each in contract.SHAPE_CLASSES} and array.shape == response_shape(

@@ -98,8 +98,8 @@ class ModelMetrics:
             except Exception as error:  # the models serve on without their metrics
                 log.warning("metrics: %r", error)
 
-    def _counts(self) -> dict[Key, float]:
-        """What was observed since the last call, as counters."""
+    def _take_counts(self) -> dict[Key, float]:
+        """What was observed since the last call, as counters; it is taken away."""
         counts: defaultdict[Key, float] = defaultdict(float)
         for _ in range(len(self._observed)):
             name, value, times = self._observed.popleft()
@@ -114,7 +114,7 @@ class ModelMetrics:
 
     def report(self) -> None:
         """Hand all counts over to Triton; called by one thread at a time."""
-        for key, count in self._counts().items():
+        for key, count in self._take_counts().items():
             name, label, value = key
             if key not in self._metrics:
                 self._metrics[key] = self._families[name].Metric(labels={label: value} if label else {})
