@@ -7,7 +7,7 @@ import torch
 
 from airserve.cli import run_script
 from airserve.export.parity import check_parity
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.training.checkpoint import load_ranker
 from airserve.triton.config_names import ONNX_FILE
 
@@ -26,7 +26,7 @@ def main(
         engine: folder made by build/export_onnx.py.
     """
     torch.set_num_threads(1)
-    model, _ = load_ranker(ranker, IntentTable.open(tables / "serving"))
+    model, _ = load_ranker(ranker, IntentTable.open(tables / "intents"))
     return check_parity(model, engine / ONNX_FILE)
 
 

@@ -11,7 +11,7 @@ from airserve.cli import run_script
 from airserve.export.onnx import export_ranker, write_manifest
 from airserve.export.parity import check_parity, measure_ms
 from airserve.export.precision import write_fp16
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.training.checkpoint import load_ranker
 
 log = logging.getLogger("export_onnx")
@@ -33,7 +33,7 @@ def main(
         fp16: also write ranker.fp16.onnx, for engines that compute in half precision.
     """
     torch.set_num_threads(1)
-    table = IntentTable.open(tables / "serving")
+    table = IntentTable.open(tables / "intents")
     model, _ = load_ranker(ranker, table)
     path = export_ranker(model, table, out)
     parity = check_parity(model, path)

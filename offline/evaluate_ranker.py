@@ -19,7 +19,7 @@ from airserve.study.metrics import Bootstrap
 from airserve.study.models import MODELS
 from airserve.study.prepare import derived_source, prepare, study_settings
 from airserve.study.protocol import Protocol
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.training.checkpoint import load_ranker
 from airserve.training.device import AUTO, pick_device
 from airserve.training.evaluation import EvaluationSettings

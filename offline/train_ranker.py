@@ -11,7 +11,7 @@ import torch
 from airserve.cli import run_script
 from airserve.data.schema import load_dataset
 from airserve.model.ranker import RankerSettings
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.training.checkpoint import save_ranker, write_json
 from airserve.training.device import AUTO, pick_device
 from airserve.training.examples import make_log
@@ -44,7 +44,7 @@ def main(
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, ...
     """
     torch.set_num_threads(threads)
-    table = IntentTable.open(tables / "serving")
+    table = IntentTable.open(tables / "intents")
     dataset = load_dataset(data)
     settings = TrainSettings(
         ranker=replace(RankerSettings(), use_intents=intents), minutes_budget=minutes_budget, seed=seed

@@ -18,7 +18,7 @@ from airserve.bench.load import OK, closed_loop, encode_call
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.cli import run_script
 from airserve.progress import track
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 from airserve.triton.config import ServingSettings
 from airserve.triton.repository import RepositorySource, write_repository
 from airserve.triton.server import ServerSettings, TritonServer
@@ -66,7 +66,7 @@ def main(
         tritonserver: program of another Triton; by default the one of .venv-triton.
     """
     requests = make_requests(
-        IntentTable.open(tables / "serving"), WorkloadSettings(behaviours=8, candidates=8, count=20)
+        ServedTable.open(tables / "serving"), WorkloadSettings(behaviours=8, candidates=8, count=20)
     )
     messages = [encode_call(request) for request in requests]
     figures: dict[str, object] = {}

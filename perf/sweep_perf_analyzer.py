@@ -19,7 +19,7 @@ from airserve.bench.load import executed
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.cli import run_script
 from airserve.progress import track
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 from airserve.triton.config import ServingSettings, executing_model
 from airserve.triton.repository import RepositorySource, write_repository
 from airserve.triton.server import ServerSettings, TritonServer
@@ -43,7 +43,7 @@ def measure(
     settings: ServingSettings, tables: Path, engine: Path, analyzer: AnalyzerSettings, concurrency: int
 ) -> dict[str, Any]:
     """Serve one configuration; single calls, then many at once with L and C of 1 to 128."""
-    table = IntentTable.open(tables / "serving")
+    table = ServedTable.open(tables / "serving")
     alike = make_requests(table, WorkloadSettings(count=64))
     mixed = make_requests(table, WorkloadSettings(count=64, mixed=True))
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from airserve.errors import DataError, UserError
 from airserve.table import atomic, merges, vectors, vocabulary
 from airserve.table.answers import Answers, read_answers
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
-from airserve.table.format import NO_PATH, TableArrays, file_sha256
+from airserve.table.format import NO_PATH, IntentArrays, file_sha256, text_key
 from airserve.table.html_report import write_table_report
 from airserve.table.publish import publish_table
 
@@ -26,6 +26,7 @@ VOCABULARY_FILE = "vocabulary.parquet"
 ATOMIC_FILE = "atomic_intents.parquet"
 PROJECTION_FILE = "projection.npz"
 TITLES_FILE = "title_vectors.npy"
+INTENTS_FOLDER = "intents"
 SERVING_FOLDER = "serving"
 REPORT_FILE = "report.html"
 
@@ -86,7 +87,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
     node_table, item_table = _tables(settings, items, intents, node_vectors, title_vectors)
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
-    arrays = TableArrays(
+    arrays = IntentArrays(
         items=items,
         kinds=intents.kinds,
         kind_paths=intents.kind_paths,
@@ -94,25 +95,27 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         paths=intents.paths,
         node_vectors=node_table,
         item_vectors=item_table,
+        title_keys=np.array([text_key(title) for title in titles], dtype=np.uint64),
+        node_keys=np.array([0, *(text_key(path) for path in nodes.path_texts())], dtype=np.uint64),
     )
     _write(vocabulary.to_arrow(nodes, list(node_table[1:])), settings.out / VOCABULARY_FILE)
     _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
     _write_merges(merged, settings.out / merges.MERGES_FILE)
     manifest = publish_table(
-        settings.out / SERVING_FOLDER,
+        settings.out / INTENTS_FOLDER,
         arrays,
         n_segments=intents.n_segments,
         vocabulary_sha256=nodes.sha256(),
         table_version=settings.table_version,
     )
-    _log(f"wrote {settings.out / SERVING_FOLDER} (table version {manifest.table_version})")
+    _log(f"wrote {settings.out / INTENTS_FOLDER} (table version {manifest.table_version})")
     figures = {
         "nodes": len(nodes),
         "leaves": len(nodes.leaves()),
         "levels": 1 + max(node.level for node in nodes.nodes),
-        "paths": manifest.n_paths,
-        "kinds": manifest.n_kinds,
-        "items": manifest.n_items,
+        "paths": manifest.counts["n_paths"],
+        "kinds": manifest.counts["n_kinds"],
+        "items": manifest.counts["n_items"],
         "item_coverage": round(float((default_paths[:, 0] != NO_PATH).mean()), 4),
         "answers_left_out": answers.n_foreign,
         "nodes_merged": len(merged),

@@ -16,7 +16,7 @@ from airserve.errors import DataError
 from airserve.table.answers import SEGMENT_COLUMN
 from airserve.table.build import ATOMIC_FILE, SERVING_FOLDER, VOCABULARY_FILE
 from airserve.table.format import NO_PATH
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.table.vocabulary import Node, Vocabulary, read_vocabulary
 
 

@@ -132,6 +132,14 @@ class Vocabulary:
         """A node's own text with its parent's as context: `cat furniture: cat tree`."""
         return f"{self.nodes[node.parent_id - 1].text}: {node.text}" if node.parent_id else node.text
 
+    def path_texts(self) -> list[str]:
+        """Each node's path of folded texts, `pet supply > cat bed`: what it is called whatever its id."""
+        texts: list[str] = []
+        for node in self.nodes:
+            above = f"{texts[node.parent_id - 1]} > " if node.parent_id else ""
+            texts.append(above + folded_text(node.text))
+        return texts
+
     def leaves(self) -> list[Node]:
         """Nodes that are nobody's parent."""
         parents = {node.parent_id for node in self.nodes}

@@ -23,7 +23,7 @@ from airserve import contract
 from airserve.errors import ArtifactError
 from airserve.model.ranker import Ranker, RankerSettings
 from airserve.model.sequence import SequenceSettings
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 
 WEIGHTS = "ranker.safetensors"
 CONFIG = "config.json"
@@ -125,9 +125,7 @@ def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any
             )
     try:
         sizes = dict(config["settings"])
-        # Rankers trained before the tower knew a temperature have plain dot products.
-        sequence = SequenceSettings(**{"temperature": 0.0, **sizes["sequence"]})
-        settings = RankerSettings(**{**sizes, "sequence": sequence})
+        settings = RankerSettings(**{**sizes, "sequence": SequenceSettings(**sizes["sequence"])})
         ranker = new_ranker(table, settings)
         ranker.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:

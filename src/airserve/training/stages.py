@@ -26,7 +26,7 @@ from airserve.errors import DataError
 from airserve.model.losses import NegativeSampler
 from airserve.model.ranker import Ranker, RankerSettings, UserTree
 from airserve.model.sequence import SequenceModel
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.training import evaluation
 from airserve.training.baselines import popularity_scorer, sequence_scorer, target_counts
 from airserve.training.checkpoint import new_ranker

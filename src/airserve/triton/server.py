@@ -287,7 +287,7 @@ class TritonServer:
         # The stub finds its packages through the `python` on PATH; PYTHONPATH does not reach it.
         env["PYTHONHOME"] = sys.base_prefix
         env["PATH"] = f"{site.parents[2] / 'bin'}:{env.get('PATH', '')}"
-        env["OMP_NUM_THREADS"] = "1"
+        env["OMP_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = "1"
         env["PYTHONDONTWRITEBYTECODE"] = "1"
         return env
 
