@@ -148,18 +148,6 @@ class ItemTokens(nn.Module):
         return table_NH
 
 
-class FoldedTokens(nn.Module):
-    """Tokens computed once, for scoring many candidates."""
-
-    def __init__(self, table_NH: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("table_NH", table_NH.detach().clone())
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Tokens of int32 rows [...]; float32 [..., H]."""
-        return F.embedding(rows, cast(Tensor, self.table_NH))
-
-
 class Block(nn.Module):
     """Pre-norm causal transformer block with a learned bias per distance."""
 
@@ -218,7 +206,7 @@ class SequenceModel(nn.Module):
     def __init__(self, item_vectors_NE: Tensor, settings: SequenceSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.items: nn.Module = ItemTokens(item_vectors_NE, settings)
+        self.items = ItemTokens(item_vectors_NE, settings)
         self.actions = nn.Embedding(contract.N_ACTIONS, settings.width)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.gaps = nn.Linear(len(contract.GAP_STEPS_S), settings.width, bias=False)
@@ -257,6 +245,10 @@ class SequenceModel(nn.Module):
             real_BT = real_BT[:, -1:]
         y_BTH: Tensor = scaled(self.out_norm(x_BTH), self.settings.temperature) * real_BT.unsqueeze(-1).float()
         return y_BTH
+
+    def redraw(self, rng: np.random.Generator) -> None:
+        """Draw anew which items are seen without their ids; once a training step."""
+        self.items.ids.redraw(rng)
 
     def user_vector(self, rows_BL: Tensor, actions_BL: Tensor, ages_s_BL: Tensor) -> Tensor:
         """The user's vector now, from histories padded at the end (as the lookup step pads them).

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from airserve import contract
 from airserve.errors import DataError
-from airserve.table.lookup import IntentTable, ranker_inputs
+from airserve.table.intents import IntentTable
 
 Array = npt.NDArray[Any]
 SPLITS = ("train", "valid", "test")
@@ -55,6 +55,14 @@ class Log:
     """int32 [N + 2], place in `domains`, -1 for reserved rows."""
     domains: tuple[str, ...]
     """Names of the domains."""
+
+    @property
+    def is_trained_row(self) -> Array:
+        """bool [N + 2], rows with an event that may be learned from; of the others no id can be learned."""
+        seen = np.zeros(len(self.domain_of_row), dtype=np.bool_)
+        seen[self.rows[self.splits == 0]] = True
+        seen[: contract.FIRST_ITEM_ROW] = False
+        return seen
 
     @property
     def is_candidate(self) -> Array:
@@ -193,7 +201,7 @@ class RankBatch:
     """Some examples, looked up."""
 
     inputs: tuple[Tensor, ...]
-    """The ranker's inputs without the candidates, in the contract's order."""
+    """What `Ranker.user_tree` takes, in its order; see `airserve.table.intents.Trees`."""
     target_rows_B: Tensor
     """int32."""
     places: Array
@@ -207,11 +215,10 @@ def rank_batches(
     order = np.argsort(np.minimum(targets - log.starts[targets], max_length), kind="stable")
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
-        request = make_request(log, targets[places], task, max_length)
-        inputs = ranker_inputs(request, table.lookup(request))
+        trees = table.trees(make_request(log, targets[places], task, max_length))
         yield RankBatch(
-            inputs=tuple(torch.from_numpy(inputs[spec.name]) for spec in contract.RANKER_INPUTS[:-1]),
-            target_rows_B=torch.from_numpy(inputs[contract.CANDIDATE_ROWS.name][:, 0]),
+            inputs=tuple(map(torch.from_numpy, trees)),
+            target_rows_B=torch.from_numpy(log.rows[targets[places]].astype(np.int32)),
             places=places,
         )
 
