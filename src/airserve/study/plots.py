@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from airserve.study.metrics import METRICS, SLICE_TITLES
-from airserve.training.stages import AIR
+from airserve.training.measure import AIR
 
 Results = Mapping[str, Any]
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#D55E00", "#0072B2", "#009E73"

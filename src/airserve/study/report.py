@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 from airserve.study import metrics
-from airserve.study.metrics import Bootstrap, Floats
 from airserve.study.models import MODELS, Study
 from airserve.study.run import Results
-from airserve.training.stages import AIR
+from airserve.training.evaluation import Bootstrap, Floats, difference, summarise
+from airserve.training.measure import AIR
 
 PACKAGES = ("torch", "numpy", "scipy", "pyarrow")
 OURS = AIR
@@ -118,13 +118,13 @@ def slice_json(values: Measured, users_X: npt.NDArray[np.bool_], bootstrap: Boot
     report: dict[str, Any] = {
         "users": int(users_X.sum()),
         "metrics": {
-            name: {metric: metrics.summarise(of, bootstrap) for metric, of in by_metric.items()}
+            name: {metric: summarise(of, bootstrap) for metric, of in by_metric.items()}
             for name, by_metric in part.items()
         },
     }
     if OURS in part:
         report["air_minus"] = {
-            name: {metric: metrics.difference(part[OURS][metric], of, bootstrap) for metric, of in by_metric.items()}
+            name: {metric: difference(part[OURS][metric], of, bootstrap) for metric, of in by_metric.items()}
             for name, by_metric in part.items()
             if name != OURS
         }

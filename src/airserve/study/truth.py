@@ -28,7 +28,7 @@ from airserve.study.run import Runner
 from airserve.table.build import VOCABULARY_FILE
 from airserve.table.lookup import IntentTable
 from airserve.table.vocabulary import Vocabulary, read_vocabulary
-from airserve.training.stages import AIR
+from airserve.training.measure import AIR
 
 SEPARATOR = " > "
 
