@@ -17,6 +17,7 @@ from airserve.study.job import StudyJob
 from airserve.study.models import MODELS
 from airserve.study.prepare import derived_source, prepare, study_settings
 from airserve.study.protocol import Protocol
+from airserve.study.sample import Sample
 from airserve.training.device import AUTO, pick_device
 from airserve.training.evaluation import Bootstrap
 
@@ -33,6 +34,8 @@ def main(
     cache: Path = Path("artifacts/study"),
     fast: bool = False,
     learn_from_held_out: bool = False,
+    cold_items: float = 0.0,
+    thin: float = 1.0,
     resamples: int = 5000,
     truth: Path | None = None,
     max_users: int = 5000,
@@ -52,6 +55,8 @@ def main(
         cache: folder of the finished runs.
         fast: a toy configuration, for trying the script.
         learn_from_held_out: also learn from the histories of valid and test users; the published protocol does not.
+        cold_items: share of the items, by a hash of their id, without any training event; the slice `cold` of targets.
+        thin: share of the training users, by a hash of their id, that is kept; held-out users all are.
         resamples: of the bootstrap.
         truth: a truth.parquet of offline/make_world.py; AIR's retrieved intents are compared with it.
         max_users: test users, chosen at random where there are more.
@@ -73,7 +78,7 @@ def main(
         cache,
         train=study_settings(fast=fast),
         protocol=Protocol(draws=draws, max_users=max_users),
-        learn_from_held_out=learn_from_held_out,
+        sample=Sample(cold_items=cold_items, thin=thin, learn_from_held_out=learn_from_held_out),
         device=pick_device(device),
     )
     return job.run(study, tables or cache / "tables")

@@ -43,8 +43,16 @@ def measure(drawn_SWX: Array, full_SX: Array) -> dict[str, Floats]:
 FEW_EVENTS, FEW_IN_DOMAIN, RARE = 5, 2, 3
 
 
-def slices(test: TestSet) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which users each reported slice holds: name -> bool [X], by the history as the models see it."""
+def slices(test: TestSet, cold_rows: Array | None = None) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which users each reported slice holds, by the history as the models see it, and by the target.
+
+    Args:
+        test: the targets.
+        cold_rows: of `Study`; without any there are no slices `warm` and `cold`.
+
+    Returns:
+        name -> bool [X]; `all`, and every other one that has a user.
+    """
     log, count = test.log, len(test.targets)
     length_X = np.zeros(count, dtype=np.int64)
     in_domain_X = np.zeros(count, dtype=np.int64)
@@ -64,6 +72,9 @@ def slices(test: TestSet) -> dict[str, npt.NDArray[np.bool_]]:
         "rare_target": seen_X <= RARE,
         "unseen_target": seen_X == 0,
     }
+    if cold_rows is not None and len(cold_rows):
+        cold_X = np.isin(log.rows[test.targets], cold_rows)
+        found |= {"warm": ~cold_X, "cold": cold_X}
     by_domain = {f"domain:{name}": test.domains == number for number, name in enumerate(log.domains)}
     return {name: chosen for name, chosen in (found | by_domain).items() if name == "all" or chosen.any()}
 
@@ -76,4 +87,6 @@ SLICE_TITLES = {
     "last_in_other_domain": "last event in another domain",
     "rare_target": f"target at most {RARE} times in training",
     "unseen_target": "target unseen in training",
+    "warm": "warm target",
+    "cold": "cold target, its events kept out of training",
 }

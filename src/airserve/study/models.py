@@ -36,6 +36,7 @@ from airserve.model.sequence import SequenceModel
 from airserve.study import losses, protocol, variants
 from airserve.study.cache import State, digest, source_digest
 from airserve.study.protocol import TestSet
+from airserve.study.sample import Sample
 from airserve.table.lookup import IntentTable
 from airserve.training import baselines, checkpoint, evaluation, examples, objectives, stages
 from airserve.training.device import CPU
@@ -69,6 +70,11 @@ class Study:
     titles_NE: Array
     """float32 [N + 2, E], title vectors in catalogue rows."""
     log: Log
+    """Without what `sample` leaves out."""
+    sample: Sample = field(default_factory=Sample)
+    """What of the data is learned from."""
+    cold_rows: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """int32, ascending: catalogue rows of the cold items. Training reads `Log.untrained_rows`, which has them too."""
     train: TrainSettings = field(default_factory=TrainSettings)
     protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
     source: str = "given tables"
@@ -94,8 +100,9 @@ class Study:
 
     @cached_property
     def data_digest(self) -> str:
-        """Of the log and the title vectors."""
-        return digest([self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())])
+        """Of the log, of what is learned from, and of the title vectors."""
+        parts: list[object] = [self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())]
+        return digest(parts if self.sample == Sample() else [*parts, asdict(self.sample)])
 
     @cached_property
     def table_digest(self) -> str:
