@@ -56,7 +56,7 @@ NOT_A_TENSOR = {
     ("src/airserve/table/build.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/table/report.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/training/checkpoint.py", contract.TABLE_VERSION.name): "key of a table's manifest",
-    ("src/airserve/training/stages.py", contract.ENSEMBLE_MODEL): "the method's name among those compared",
+    ("src/airserve/training/measure.py", contract.ENSEMBLE_MODEL): "the method's name among those compared",
 }
 """(file, string) that names something else by the same word, and what."""
 

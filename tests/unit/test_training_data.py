@@ -25,8 +25,6 @@ from airserve.training.evaluation import (
     draw_candidates,
     gains,
     hits,
-    interval,
-    summarise,
     target_ranks,
 )
 from airserve.training.examples import (
@@ -42,8 +40,9 @@ from airserve.training.examples import (
     without_training,
 )
 from airserve.training.loop import FitSettings, fit
+from airserve.training.measure import evaluate_ranker, summarise_ranks
 from airserve.training.objectives import hidesome
-from airserve.training.stages import Training, TrainSettings
+from airserve.training.stages import Training, TrainSettings, air_scorer
 
 N_ITEMS, N_LEAVES, SIZE = 40, 5, 8
 ORDER, VIEW = contract.ACTIONS["order"], contract.ACTIONS["view"]
@@ -204,12 +203,12 @@ def test_metrics_of_known_ranks() -> None:
     assert gains(ranks).tolist() == pytest.approx([1.0, 0.5, 1 / np.log2(11), 0.0])
     settings = EvaluationSettings(draws=1)
     better, worse = np.ones((1, 200), dtype=np.int64), np.tile([1, 50], 100)[None]
-    report = summarise({"air": better, "sequence": worse}, settings, ours="air", against="sequence")
+    report = summarise_ranks({"air": better, "sequence": worse}, settings, ours="air", against="sequence")
     assert report["hr10"] == {"air": 1.0, "sequence": 0.5}
     assert report["air_minus_sequence"]["hr10"]["mean"] == 0.5
     low, high = report["air_minus_sequence"]["hr10"]["interval"]
     assert 0.4 < low < 0.5 < high < 0.6
-    assert interval(np.zeros(0), settings) == (0.0, 0.0)
+    assert settings.bootstrap.interval(np.zeros((1, 0))) == [0.0, 0.0]
 
 
 def test_training_keeps_the_best_epoch_and_takes_up_an_interrupted_one(tmp_path: Path) -> None:
@@ -333,6 +332,10 @@ def test_a_small_training_learns_from_intents_what_users_order(tmp_path: Path) -
     assert trained.metrics["ndcg10"]["air"] > trained.metrics["ndcg10"]["popularity"]
     assert set(trained.metrics["by_domain"]) == {"product"}
     table = make_table()
+    base = trained.ranker.base
+    alone = evaluate_ranker(air_scorer(trained.ranker), base, table, shop_log(300), settings.evaluation)
+    assert alone["hr10"] == {name: trained.metrics["hr10"][name] for name in ("air", "base", "popularity")}
+    assert "air_minus_sequence" not in alone
     scores = replace(SMALL, use_intents=False)
     assert new_ranker(table, scores).settings.use_intents is False
 

@@ -192,6 +192,7 @@ def joint_space(flow_NN: Matrix, titles_NW: Array, settings: DeriveSettings) -> 
         width = min(settings.width, n_items - 1)
         reducer = TruncatedSVD(width, n_iter=4, random_state=settings.seed)
         scaled = reducer.fit_transform(positive) / np.sqrt(np.maximum(reducer.singular_values_, 1e-9))
+        scaled[totals == 0] = 0.0  # no company, no round-off either: `normalised` would make a whole vector of it
         parts.append(normalised(scaled.astype(np.float32)))
     joint = normalised(np.concatenate(parts, axis=1))
     _, axes = np.linalg.eigh(joint.T.astype(np.float64) @ joint)

@@ -30,19 +30,20 @@ import airserve.model.tree
 import airserve.study.losses
 import airserve.study.variants
 import airserve.table.tree
-import airserve.training.evaluation
 import airserve.training.loop
 from airserve.model.ranker import Ranker
 from airserve.model.sequence import SequenceModel
-from airserve.study import losses, metrics, protocol, variants
+from airserve.study import losses, protocol, variants
 from airserve.study.cache import State, digest, source_digest
 from airserve.study.protocol import TestSet
-from airserve.table.lookup import IntentTable
-from airserve.training import baselines, checkpoint, examples, objectives, stages
+from airserve.study.sample import Sample
+from airserve.table.intents import IntentTable
+from airserve.training import baselines, checkpoint, evaluation, examples, objectives, stages
 from airserve.training.device import CPU
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, Task, find_task
 from airserve.training.loop import FitReport
+from airserve.training.measure import AIR
 from airserve.training.stages import Training, TrainSettings
 
 Array = npt.NDArray[Any]
@@ -53,7 +54,10 @@ BASE, APART = "sasrec_id_text", "sasrec_apart"
 NO_LIMIT_MINUTES = 1e6
 """A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
 TUNING_DRAWS = 3
-VALIDATION = (airserve.training.evaluation, Training.__init__, Training._valid_ndcg)
+VALIDATION = (
+    evaluation.draw_candidates, evaluation.rivals, evaluation.target_ranks, evaluation.rank_targets, evaluation.gains,
+    evaluation.expected_gains, evaluation.popularity_weights, Training.__init__, Training._valid_ndcg,
+)  # fmt: skip
 """What chooses a checkpoint."""
 
 
@@ -66,6 +70,11 @@ class Study:
     titles_NE: Array
     """float32 [N + 2, E], title vectors in catalogue rows."""
     log: Log
+    """Without what `sample` leaves out."""
+    sample: Sample = field(default_factory=Sample)
+    """What of the data is learned from."""
+    cold_rows: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """int32, ascending: catalogue rows of the cold items. Training reads `Log.untrained_rows`, which has them too."""
     train: TrainSettings = field(default_factory=TrainSettings)
     protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
     source: str = "given tables"
@@ -91,8 +100,9 @@ class Study:
 
     @cached_property
     def data_digest(self) -> str:
-        """Of the log and the title vectors."""
-        return digest([self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())])
+        """Of the log, of what is learned from, and of the title vectors."""
+        parts: list[object] = [self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())]
+        return digest(parts if self.sample == Sample() else [*parts, asdict(self.sample)])
 
     @cached_property
     def table_digest(self) -> str:
@@ -111,7 +121,7 @@ class Study:
     @property
     def protocol_digest(self) -> str:
         """Of everything that ranks depend on beside the model."""
-        return digest([asdict(self.protocol), source_digest([protocol])])
+        return digest([asdict(self.protocol), source_digest([protocol, evaluation.rivals])])
 
     def training(self, table: IntentTable, seed: int, folder: Path, mark: str) -> Training:
         """The library's training on one of the study's tables, resumable, without a time limit."""
@@ -156,7 +166,7 @@ class Counted:
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
-        return [study.data_digest, dict(self.grid), source_digest([baselines, metrics.gain, self.make])]
+        return [study.data_digest, dict(self.grid), source_digest([baselines, evaluation.gains, self.make])]
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
         """See `Model`."""
@@ -164,7 +174,7 @@ class Counted:
         for values in product(*self.grid.values()):
             choice = dict(zip(self.grid, values, strict=True))
             found = study.valid.rank(self.make(study, choice), study.table, title=f"tuning {self.label}", batch=16)
-            tried.append({**choice, "valid_ndcg10": round(float(metrics.gain(found.drawn_WX, 10).mean()), 5)})
+            tried.append({**choice, "valid_ndcg10": round(float(evaluation.gains(found.drawn_WX).mean()), 5)})
         best = max(tried, key=lambda one: one["valid_ndcg10"])
         chosen = {name: best[name] for name in self.grid}
         return {}, {"tuning": {"metric": "NDCG@10 on valid", "grid": tried, "chosen": chosen}}
@@ -337,7 +347,7 @@ MODELS: dict[str, Model] = {
     "air_no_tree": Intents(label="AIR without tree", use_tree=False),
     "air_no_target": Intents(label="AIR without target-aware retrieval", use_target=False),
     "air_neither": Intents(label="AIR without both", use_tree=False, use_target=False),
-    stages.AIR: Intents(label="AIR"),
+    AIR: Intents(label="AIR"),
 }
 """In the order of the report."""
 HELPERS: dict[str, Model] = {APART: Sequential(label="base of other users", use_titles=True, apart=True)}

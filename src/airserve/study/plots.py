@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from airserve.study.metrics import METRICS, SLICE_TITLES
-from airserve.training.stages import AIR
+from airserve.training.measure import AIR
 
 Results = Mapping[str, Any]
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#D55E00", "#0072B2", "#009E73"
@@ -206,6 +206,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def _left_out(sample: Mapping[str, Any]) -> list[str]:
+    """What a study's training log is without, as sentences."""
+    said = []
+    if sample.get("thin", 1.0) < 1.0:
+        said.append(f"{100 * sample['thin']:g} % of the training users are kept.")
+    if sample.get("cold_items"):
+        said.append(f"{100 * sample['cold_items']:g} % of the items are cold: nothing is learned from their events.")
+    return said
+
+
 def markdown(results: Results) -> str:
     """The tables of a study: metrics, AIR minus the others, slices, what was chosen on valid, where it was made."""
     data, made = results["data"], results["provenance"]
@@ -220,6 +230,7 @@ def markdown(results: Results) -> str:
         f"{results['protocol']['negatives']} negatives. Intents: {data['intents']}. Commit {made['commit'][:12]}"
         f"{' with uncommitted changes' if made['uncommitted_changes'] else ''}, torch {made['packages']['torch']}, "
         f"{made['cpu']}.",
+        *_left_out(data.get("sample", {})),
         "",
     ]
     models = results["models"]

@@ -26,9 +26,9 @@ from airserve.progress import Progress
 from airserve.study.models import MODELS, Intents, Study
 from airserve.study.run import Runner
 from airserve.table.build import VOCABULARY_FILE
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.table.vocabulary import Vocabulary, read_vocabulary
-from airserve.training.stages import AIR
+from airserve.training.measure import AIR
 
 SEPARATOR = " > "
 

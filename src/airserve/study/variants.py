@@ -14,7 +14,7 @@ import numpy.typing as npt
 from airserve import contract
 from airserve.table import atomic
 from airserve.table.format import NO_PATH, TableArrays
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.table.vectors import item_table
 
 Array = npt.NDArray[Any]

@@ -77,6 +77,13 @@ class Log:
         novel[np.unique(keys, return_index=True)[1]] = True
         return novel
 
+    @property
+    def untrained_rows(self) -> npt.NDArray[np.int32]:
+        """int32, ascending: catalogue rows without any event of the `train` split; no id vector of them was learned."""
+        counts = np.bincount(self.rows[self.splits == 0], minlength=len(self.domain_of_row))
+        rows = np.flatnonzero(counts == 0).astype(np.int32)
+        return rows[rows >= contract.FIRST_ITEM_ROW]
+
     def digest(self) -> bytes:
         """Hash of all of it, so that a training knows its data again."""
         digest = hashlib.sha256()

@@ -36,7 +36,6 @@ from airserve.training.examples import (
     Log,
     RankBatch,
     SequenceBatch,
-    Task,
     find_task,
     last_of_users,
     rank_batches,
@@ -46,10 +45,10 @@ from airserve.training.examples import (
     without_training,
 )
 from airserve.training.loop import FitReport, FitSettings, fit
+from airserve.training.measure import AIR, BASE, POPULARITY, SEQUENCE, measure
 from airserve.training.objectives import intent_loss, sequence_loss
 
 logger = logging.getLogger("train_ranker")
-AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
 BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 BLEND_TARGETS, BLEND_POOL = 1000, 1999
 """Valid targets that the blend is chosen on, and the rivals that each is ranked against."""
@@ -293,43 +292,6 @@ class Training:
         metrics["blend"] = {"base": float(ranker.base_scale), "intents": float(ranker.intent_scale)}  # type: ignore[arg-type]
         metrics["seconds"] = round(time.monotonic() - start, 1)
         return Trained(ranker=ranker.cpu(), metrics=metrics)
-
-
-def measure(
-    table: IntentTable, log: Log, task: Task, scorers: dict[str, Scorer], settings: EvaluationSettings
-) -> dict[str, Any]:
-    """Metrics on the test split (on valid, where there is none), over all targets and by the target's domain."""
-    split = "test" if log.targets("test").size else "valid"
-    targets = some(log.targets(split), settings.users, np.random.default_rng([settings.seed, 3]))
-    if targets.size == 0:
-        raise DataError("behaviours: split", expected="test events", got="none", remedy="mark some events as test")
-    candidates = evaluation.draw_candidates(log, targets, settings)
-    batches = list(rank_batches(table, log, targets, task, batch=32))
-    ranks = evaluation.rank_targets(scorers, batches, candidates, title=f"measuring on {split}")
-    metrics = evaluation.summarise(ranks, settings, ours=AIR, against=SEQUENCE)
-    domains = log.domain_of_row[log.rows[targets]]
-    metrics["split"] = split
-    metrics["by_domain"] = {
-        log.domains[number]: evaluation.summarise(
-            {name: drawn[:, domains == number] for name, drawn in ranks.items()}, settings, ours=AIR, against=SEQUENCE
-        )
-        for number in np.unique(domains)
-    }
-    return metrics
-
-
-def evaluate_ranker(ranker: Ranker, table: IntentTable, log: Log, settings: EvaluationSettings) -> dict[str, Any]:
-    """Measure a trained ranker against popularity and against its own base, without training anything.
-
-    The ID-only baseline needs a training of its own: see `Training`.
-    """
-    task = find_task(log)
-    scorers = {
-        AIR: air_scorer(ranker),
-        BASE: sequence_scorer(ranker.base),
-        POPULARITY: popularity_scorer(log, task),
-    }
-    return measure(table, log, task, scorers, settings)
 
 
 def intent_scorer(ranker: Ranker) -> Scorer:
