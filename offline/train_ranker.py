@@ -51,14 +51,14 @@ def main(
     )
     events = make_log(dataset.items, dataset.behaviours, table)
     mark = hashlib.sha256(repr((settings, table.manifest)).encode() + events.digest()).hexdigest()
-    trained = Training(table, events, settings, out, mark, pick_device(device)).run()
+    trained, metrics = Training(table, events, settings, out, mark, pick_device(device)).run()
     extra = {"training": {**asdict(settings), "ranker": None}, "fingerprint": mark}
-    save_ranker(out, trained.ranker, table, extra)
-    write_json(out / "metrics.json", trained.metrics)
+    save_ranker(out, trained, table, extra)
+    write_json(out / "metrics.json", metrics)
     for state in out.glob("resume-*.pt"):
         state.unlink()
     log.info("wrote %s, %s and %s", *(out / name for name in ("ranker.safetensors", "config.json", "metrics.json")))
-    return trained.metrics
+    return metrics
 
 
 if __name__ == "__main__":

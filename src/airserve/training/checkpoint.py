@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,19 @@ from airserve import contract
 from airserve.errors import ArtifactError
 from airserve.model.ranker import Ranker, RankerSettings
 from airserve.model.sequence import SequenceSettings
+from airserve.table.company import Company
 from airserve.table.intents import IntentTable
+from airserve.training.examples import Task
+
+class Trained(NamedTuple):
+    """What a training leaves."""
+
+    ranker: Ranker
+    company: Company
+    """How what is met together counts beside it."""
+    task: Task
+    """What the targets looked like."""
+
 
 WEIGHTS = "ranker.safetensors"
 CONFIG = "config.json"
@@ -65,8 +77,9 @@ def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def save_ranker(folder: Path, ranker: Ranker, table: IntentTable, extra: dict[str, Any]) -> None:
+def save_ranker(folder: Path, trained: Trained, table: IntentTable, extra: dict[str, Any]) -> None:
     """Write a checkpoint; the config last, so that a folder with one is complete."""
+    ranker = trained.ranker
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{WEIGHTS}.tmp-{os.getpid()}"
     save_file(on_cpu(ranker.state_dict()), temporary)
@@ -77,6 +90,8 @@ def save_ranker(folder: Path, ranker: Ranker, table: IntentTable, extra: dict[st
         "vocabulary_sha256": table.manifest.vocabulary_sha256,
         "table_version": table.table_version,
         "settings": asdict(ranker.settings),
+        "company": asdict(trained.company),
+        "task": asdict(trained.task),
         **extra,
     }
     write_json(folder / CONFIG, config)
@@ -105,11 +120,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any]]:
-    """Load a checkpoint for a table.
+def load_ranker(folder: Path, table: IntentTable) -> Trained:
+    """Load a checkpoint for the table that it was trained on.
 
     Returns:
-        The ranker in evaluation mode, and its config.
+        The ranker in evaluation mode, and what was learned and chosen beside it.
 
     Raises:
         ArtifactError: if it is missing or damaged, or was trained for another catalogue or vocabulary.
@@ -126,6 +141,8 @@ def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any
     try:
         sizes = dict(config["settings"])
         settings = RankerSettings(**{**sizes, "sequence": SequenceSettings(**sizes["sequence"])})
+        company = Company(**config["company"])
+        task = Task(actions=tuple(config["task"]["actions"]), novel=config["task"]["novel"])
         ranker = new_ranker(table, settings)
         ranker.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
@@ -135,4 +152,4 @@ def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any
             got=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
             remedy="run offline/train_ranker.py again",
         ) from None
-    return ranker.eval(), config
+    return Trained(ranker.eval(), company, task)

@@ -57,14 +57,6 @@ class Log:
     """Names of the domains."""
 
     @property
-    def is_trained_row(self) -> Array:
-        """bool [N + 2], rows with an event that may be learned from; of the others no id can be learned."""
-        seen = np.zeros(len(self.domain_of_row), dtype=np.bool_)
-        seen[self.rows[self.splits == 0]] = True
-        seen[: contract.FIRST_ITEM_ROW] = False
-        return seen
-
-    @property
     def is_candidate(self) -> Array:
         """bool [X], whether the event's item may be ranked."""
         return np.isin(self.rows, self.candidate_rows)

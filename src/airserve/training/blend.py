@@ -1,0 +1,150 @@
+"""Choose what base, intents and company count beside one another, with cold items among the targets and the rivals.
+
+On more targets than training is stopped by, and as the mean over all draws of the reported protocol's negatives from a
+pool: neighbours on the grid differ by less than one draw's noise. Half of the measure is of the valid targets as they
+are; in the other half a share of the items has neither a learned id nor company, as items that come tomorrow.
+
+Shapes: X targets, B targets of a batch, C candidates, N catalogue rows, G rows of a grid, S scorers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from airserve import contract
+from airserve.model.ranker import Ranker
+from airserve.model.sequence import dropped
+from airserve.table.company import Company, as_matrix, strongest
+from airserve.table.format import COMPANY_FLOOR
+from airserve.training import evaluation
+from airserve.training.baselines import Recency, log_neighbours, neighbour_scorer, sequence_scorer
+from airserve.training.evaluation import Scorer
+from airserve.training.examples import Log, RankBatch
+
+logger = logging.getLogger("train_ranker")
+Array = npt.NDArray[Any]
+BASE_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+COMPANY_GRID = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+INTENT_GRID = (0.0, 1.0)
+"""Intents count once or not at all: only ratios matter, and a log may be too small for them."""
+SHRINKAGES, DECAYS, LASTS = (0.0, 10.0, 50.0), (1.0, 0.9, 0.75), (10, 50)
+COLD_SHARE, COLD_SALT = 0.2, 20
+"""Of the items that are made cold while the blend is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendTargets:
+    """What the blend is chosen on."""
+
+    batches: list[RankBatch]
+    candidates_XC: Array
+    """int32, the target first."""
+    weights_X: Array
+    """How much each target counts."""
+    negatives: int
+    """Rivals of a target in the reported protocol."""
+
+
+@contextmanager
+def without_ids(ranker: Ranker, rows_N: Tensor) -> Iterator[None]:
+    """The ranker while it does not know the ids of some rows, bool [N]."""
+    ids = ranker.base.items.ids
+    known_N = cast(Tensor, ids.known_N).clone()
+    ids.set_known(known_N & ~rows_N)
+    try:
+        yield
+    finally:
+        ids.set_known(known_N)
+
+
+def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[Ranker], Scorer] | None) -> Company:
+    """Set `base_scale` and `intent_scale` of a trained ranker, and choose its company.
+
+    Args:
+        ranker: trained.
+        log: gives what is met together.
+        targets: of the `valid` split.
+        intents: makes the scorer by intents; None for a ranker without.
+
+    Returns:
+        The chosen company.
+    """
+    device = ranker.base_scale.device
+    rows_N = torch.arange(len(log.domain_of_row))
+    cold_N = dropped(rows_N, COLD_SALT, COLD_SHARE) & (rows_N >= contract.FIRST_ITEM_ROW)
+    company = _choose_company(log, targets)
+    similarity = as_matrix(*strongest(log_neighbours(log, company.shrinkage)))
+    grid = list(product(BASE_GRID, COMPANY_GRID, INTENT_GRID if intents else (0.0,)))
+    measured = np.zeros(len(grid))
+    for hidden_N in (torch.zeros_like(cold_N), cold_N):
+        with without_ids(ranker, hidden_N.to(device)):
+            scorers = [
+                sequence_scorer(ranker.base),
+                _company_scorer(_without(similarity, hidden_N.numpy()), company),
+                *([intents(ranker)] if intents else []),
+            ]
+            measured += 0.5 * _measure(scorers, targets, np.array(grid)[:, : len(scorers)])
+    # Of equal ones the one nearest to the trained blend.
+    best = max(range(len(grid)), key=lambda at: (round(measured[at], 9), -abs(grid[at][0] - 1.0), -grid[at][1]))
+    base_scale, company_scale, intent_scale = grid[best]
+    ranker.base_scale.data.fill_(base_scale)
+    cast(Tensor, ranker.intent_scale).fill_(intent_scale)
+    chosen = Company(scale=company_scale, shrinkage=company.shrinkage, last=company.last, decay=company.decay)
+    logger.info(
+        "blend: base x %.2f, intents x %.0f, company x %.2f (%s), NDCG@10 %.4f on valid",
+        base_scale, intent_scale, company_scale, chosen, measured[best],
+    )  # fmt: skip
+    return chosen
+
+
+def _choose_company(log: Log, targets: BlendTargets) -> Company:
+    """The counts that rank best by themselves."""
+    found: dict[tuple[float, float, int], float] = {}
+    for shrinkage in SHRINKAGES:
+        similarity = as_matrix(*strongest(log_neighbours(log, shrinkage)))
+        for decay, last in product(DECAYS, LASTS):
+            scorer = neighbour_scorer(similarity, Recency(last=last, decay=decay))
+            found[shrinkage, decay, last] = float(_measure([scorer], targets, np.ones((1, 1)))[0])
+    shrinkage, decay, last = max(found, key=lambda one: found[one])
+    return Company(shrinkage=shrinkage, decay=decay, last=last)
+
+
+def _without(similarity: Any, hidden_N: Array) -> Any:
+    """The similarities without those of some rows."""
+    from scipy import sparse
+
+    kept = sparse.diags((~hidden_N).astype(np.float32))
+    return (kept @ similarity @ kept).tocsr()
+
+
+def _company_scorer(similarity: Any, company: Company) -> Scorer:
+    summed = neighbour_scorer(similarity, Recency(last=company.last, decay=company.decay))
+    return lambda batch, rows_BC: torch.log1p(summed(batch, rows_BC) / COMPANY_FLOOR)
+
+
+def _measure(scorers: list[Scorer], targets: BlendTargets, grid_GS: Array) -> Array:
+    """Expected NDCG@10 of every row of weights (one a scorer), float64 [G]."""
+    count = len(targets.candidates_XC)
+    ranks_GX = np.zeros((len(grid_GS), count), dtype=np.int64)
+    pool_X = (targets.candidates_XC[:, 1:] != contract.PAD_ROW).sum(axis=1)
+    weights_GS = torch.from_numpy(grid_GS).float()
+    with torch.inference_mode():
+        for batch in targets.batches:
+            rows_BC = torch.from_numpy(targets.candidates_XC[batch.places])
+            scores_SBC = torch.stack([scorer(batch, rows_BC) for scorer in scorers])
+            for at, weights_S in enumerate(weights_GS):
+                mixed_BC = torch.einsum("s,sbc->bc", weights_S, scores_SBC)
+                ranks_GX[at, batch.places] = evaluation.target_ranks(mixed_BC, rows_BC).numpy()
+    gains_GX = evaluation.expected_gains(ranks_GX, pool_X, targets.negatives)
+    measured: Array = gains_GX @ (targets.weights_X / targets.weights_X.sum())
+    return measured
