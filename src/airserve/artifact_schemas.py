@@ -47,8 +47,8 @@ ANSWERS_SCHEMA = pa.schema(
         ("raw", pa.string()),
     ]
 )
-"""Answers, one row an event kind; `text` is the item's title, `paths` is empty where the answer is not `valid`, `raw` is
-what the model wrote."""
+"""Answers, one row an event kind: `text` is the item's title, `raw` what the model wrote. `paths` is empty where the
+answer is not `valid`."""
 
 DEAD_LETTERS_SCHEMA = pa.schema(
     [

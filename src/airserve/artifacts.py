@@ -1,8 +1,8 @@
 """Names of the files and folders that the offline half writes and everything behind it reads.
 
-The offline half's counterpart of `contract.py`: a name stands here and nowhere else, grouped by the folder that the file
-lies in. The Arrow schemas of the Parquet files are in `artifact_schemas.py`, because they need pyarrow; this module
-needs the standard library only, so Triton's Python models and the client can import it.
+The offline half's counterpart of `contract.py`: a name stands here and nowhere else, grouped by the folder that holds
+the file. The Arrow schemas of the Parquet files are in `artifact_schemas.py`, because they need pyarrow. This module
+needs the standard library only, so that Triton's Python models and the client can import it.
 """
 
 MANIFEST_FILE = "manifest.json"

@@ -1,8 +1,8 @@
 """Write files whole or not at all: the one place of the project that puts a file under its final name.
 
 The content goes to a temporary file in the same folder, which then takes the name in one rename. A reader sees the old
-file or the new one. A writer that fails leaves the old file as it was, and no temporary file. A killed process can leave
-a hidden file that ends in `PART_SUFFIX`; nothing reads it.
+file or the new one. A writer that fails leaves the old file as it was, and no temporary file. A killed process can
+leave a hidden file that ends in `PART_SUFFIX`; nothing reads it.
 
 A new file has the mode that the umask implies (0666 & ~umask), also where the library that writes it sets another one:
 safetensors makes its files 0600. Standard library only.

@@ -44,9 +44,14 @@ def test_each_writer_writes_what_it_is_given_and_makes_the_parent_folder(tmp_pat
 def test_a_crash_in_the_middle_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), atomic_stream(path) as stream:
-        stream.write(b"half of the n")
-        raise KeyboardInterrupt
+
+    def crash() -> None:
+        with atomic_stream(path) as stream:
+            stream.write(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crash()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
@@ -155,8 +160,13 @@ def test_files_of_a_folder_are_replaced_together_at_the_end(tmp_path: Path, umas
 def test_a_crash_while_a_folders_files_are_made_changes_none_of_them(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_text(folder / "weights", "old")
-    with pytest.raises(RuntimeError), atomic_files(folder) as part:
-        (part / "weights").write_text("half")
-        raise RuntimeError
+
+    def crash() -> None:
+        with atomic_files(folder) as part:
+            (part / "weights").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        crash()
     assert (folder / "weights").read_text() == "old"
     assert names(tmp_path) == ["model"]
