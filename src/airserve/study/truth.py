@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from airserve import contract
+from airserve.artifacts import VOCABULARY_FILE
 from airserve.errors import DataError
 from airserve.model.ranker import Ranker
 from airserve.progress import Progress
 from airserve.study.models import MODELS, Intents, Study
 from airserve.study.run import Runner
-from airserve.table.build import VOCABULARY_FILE
 from airserve.table.lookup import IntentTable
 from airserve.table.vocabulary import Vocabulary, read_vocabulary
 from airserve.training.stages import AIR
