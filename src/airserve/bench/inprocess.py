@@ -14,8 +14,8 @@ from typing import Any
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, SERVING_FOLDER
 from airserve.table.lookup import IntentTable, ranker_inputs
-from airserve.triton.config_names import ONNX_FILE
 from airserve.triton.ranker_session import RankerSession
 
 Array = npt.NDArray[Any]
@@ -30,7 +30,7 @@ class InProcess:
     """
 
     def __init__(self, tables: Path, engine: Path) -> None:
-        self.table = IntentTable.open(tables / "serving")
+        self.table = IntentTable.open(tables / SERVING_FOLDER)
         self.ranker = RankerSession(engine / ONNX_FILE)
 
     def answer(self, tensors: Mapping[str, Array]) -> dict[str, Array]:

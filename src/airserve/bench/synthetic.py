@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from airserve import contract
+from airserve.artifacts import SERVING_FOLDER
 from airserve.table.format import NO_PATH, TableArrays, kind_keys
 from airserve.table.lookup import IntentTable
 from airserve.table.publish import publish_table
@@ -61,7 +62,7 @@ def write_tables(folder: Path, *, n_items: int = 2000, n_nodes: int = 400, n_pat
         node_vectors=_unit_rows(rng, n_nodes, 1),
         item_vectors=_unit_rows(rng, n_rows, contract.FIRST_ITEM_ROW),
     )
-    publish_table(folder / "serving", arrays, n_segments=N_SEGMENTS, vocabulary_sha256="0" * 64)
+    publish_table(folder / SERVING_FOLDER, arrays, n_segments=N_SEGMENTS, vocabulary_sha256="0" * 64)
 
 
 def write_engine(tables: Path, folder: Path) -> None:
@@ -73,7 +74,7 @@ def write_engine(tables: Path, folder: Path) -> None:
     from airserve.training.checkpoint import item_nodes
 
     torch.manual_seed(0)
-    table = IntentTable.open(tables / "serving")
+    table = IntentTable.open(tables / SERVING_FOLDER)
     items, nodes = (torch.from_numpy(np.array(array)) for array in (table.item_vectors, table.node_vectors))
     levels = torch.arange(len(nodes)) % contract.MAX_DEPTH
     own_nodes = torch.from_numpy(item_nodes(table))
