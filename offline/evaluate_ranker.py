@@ -12,6 +12,7 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import RESULTS_FILE, SERVING_FOLDER
 from airserve.cli import run_script
 from airserve.data.schema import load_dataset
 from airserve.study.job import StudyJob
@@ -73,7 +74,7 @@ def main(
         models=tuple(filter(None, map(str.strip, models.split(",")))),
         seeds=tuple(range(first_seed, first_seed + seeds)),
         runs=cache / "runs",
-        out=out or cache / "results.json",
+        out=out or cache / RESULTS_FILE,
         bootstrap=Bootstrap(resamples=resamples),
         truth=truth,
     )
@@ -91,7 +92,7 @@ def main(
 
 def measure_one(ranker: Path, data: Path, tables: Path | None, settings: EvaluationSettings) -> dict[str, object]:
     """Measure one trained ranker; `data` has items.parquet and behaviours.parquet, the tables lie beside it."""
-    table = IntentTable.open((tables or data.parent / "tables") / "serving")
+    table = IntentTable.open((tables or data.parent / "tables") / SERVING_FOLDER)
     model, _ = load_ranker(ranker, table)
     dataset = load_dataset(data)
     return evaluate_ranker(model, table, make_log(dataset.items, dataset.behaviours, table), settings)
