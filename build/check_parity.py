@@ -5,11 +5,11 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import INTENTS_FOLDER, ONNX_FILE
 from airserve.cli import run_script
 from airserve.export.parity import check_parity
 from airserve.table.intents import IntentTable
 from airserve.training.checkpoint import load_ranker
-from airserve.triton.config_names import ONNX_FILE
 
 
 def main(
@@ -26,7 +26,7 @@ def main(
         engine: folder made by build/export_onnx.py.
     """
     torch.set_num_threads(1)
-    model, _ = load_ranker(ranker, IntentTable.open(tables / "intents"))
+    model, _ = load_ranker(ranker, IntentTable.open(tables / INTENTS_FOLDER))
     return check_parity(model, engine / ONNX_FILE)
 
 

@@ -7,6 +7,7 @@ import cyclopts
 import torch
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE
 from airserve.cli import run_script
 from airserve.export.onnx import export_ranker, write_manifest
 from airserve.export.parity import check_parity, measure_ms
@@ -33,7 +34,7 @@ def main(
         fp16: also write ranker.fp16.onnx, for engines that compute in half precision.
     """
     torch.set_num_threads(1)
-    table = IntentTable.open(tables / "intents")
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     model, _ = load_ranker(ranker, table)
     path = export_ranker(model, table, out)
     parity = check_parity(model, path)
@@ -51,7 +52,7 @@ def main(
         extra["fp16"] = half = write_fp16(out, **sizes)
         log.info("fp16 against fp32: largest difference of a score %.2g", half["max_difference"])
     manifest = write_manifest(out, table, extra)
-    log.info("wrote %s and %s", path, out / "manifest.json")
+    log.info("wrote %s and %s", path, out / MANIFEST_FILE)
     return {"onnx": str(path), "bytes": path.stat().st_size, **manifest}
 
 

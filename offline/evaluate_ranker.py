@@ -12,6 +12,7 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import RESULTS_FILE
 from airserve.cli import run_script
 from airserve.study.job import StudyJob
 from airserve.study.models import MODELS
@@ -68,7 +69,7 @@ def main(
         models=tuple(filter(None, map(str.strip, models.split(",")))),
         seeds=tuple(range(first_seed, first_seed + seeds)),
         runs=cache / "runs",
-        out=out or cache / "results.json",
+        out=out or cache / RESULTS_FILE,
         bootstrap=Bootstrap(resamples=resamples),
         truth=truth,
     )

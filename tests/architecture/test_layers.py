@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airserve import contract
+from airserve import artifacts, contract
 from airserve.triton.config_names import FUSED_SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +59,38 @@ NOT_A_TENSOR = {
     ("src/airserve/training/measure.py", contract.ENSEMBLE_MODEL): "the method's name among those compared",
 }
 """(file, string) that names something else by the same word, and what."""
+
+FILE_NAMES = {
+    value for name, value in vars(artifacts).items() if name.isupper() and isinstance(value, str) and "." in value
+}
+"""Names of artifacts.py, those of files; a folder's name is also an everyday word."""
+
+NAMES_FILES_ITSELF = frozenset(
+    {
+        "src/airserve/export/onnx.py",
+        "src/airserve/export/runtime.py",
+        "src/airserve/export/tensorrt.py",
+        "src/airserve/table/build.py",
+        "src/airserve/table/format.py",
+        "src/airserve/training/checkpoint.py",
+        "src/airserve/triton/model_answers.py",
+        "src/airserve/triton/repository.py",
+    }
+)
+"""Files that still hold names of artifacts.py as literals. To shrink, never to grow."""
+
+RENAMES_FILES_ITSELF = frozenset(
+    {
+        "src/airserve/export/onnx.py",
+        "src/airserve/export/precision.py",
+        "src/airserve/export/tensorrt.py",
+        "src/airserve/table/publish.py",
+        "src/airserve/training/checkpoint.py",
+        "src/airserve/triton/repository.py",
+    }
+)
+"""Files that still rename on their own. To shrink to the two that swap whole folders, which files.py does not do:
+table/publish.py and triton/repository.py."""
 
 NUMPY_ONLY = frozenset({"numpy"})
 IN_TRITON = frozenset({"numpy", "onnxruntime", "triton_python_backend_utils"})
@@ -168,7 +200,7 @@ def test_the_lookup_needs_numpy_and_the_contract_only(name: str) -> None:
     path = LIBRARY / "table" / f"{name}.py"
     loaded = loaded_with(path)
     assert {relative(file) for file in loaded} <= {
-        *(f"src/airserve/{part}.py" for part in ("__init__", "contract", "errors", "table/__init__")),
+        *(f"src/airserve/{part}.py" for part in ("__init__", "artifacts", "contract", "errors", "table/__init__")),
         *(f"src/airserve/table/{part}.py" for part in ("format", "lookup", "tree")),
     }
     assert set().union(*map(foreign_imports, loaded)) <= NUMPY_ONLY
@@ -186,9 +218,16 @@ def test_tritons_python_models_need_only_what_the_servers_environment_has() -> N
     assert not needed
 
 
+def test_file_names_and_writes_need_the_standard_library_only() -> None:
+    for name in ("artifacts", "files"):
+        loaded = loaded_with(LIBRARY / f"{name}.py")
+        assert {file.stem for file in loaded} <= {"__init__", name}
+        assert not set().union(*map(foreign_imports, loaded))
+
+
 def test_the_client_needs_no_training_and_no_server() -> None:
     folders = {relative(file).split("/")[2] for file in loaded_with(LIBRARY / "client" / "__init__.py")}
-    assert folders <= {"__init__.py", "client", "contract.py", "errors.py", "ids.py"}
+    assert folders <= {"__init__.py", "artifacts.py", "client", "contract.py", "errors.py", "files.py", "ids.py"}
 
 
 def docstrings(tree: ast.Module) -> set[int]:
@@ -237,6 +276,85 @@ def test_the_rule_on_names_sees_literals_and_spares_docstrings(tmp_path: Path) -
 def test_no_exception_to_the_rule_on_names_has_outlived_its_reason() -> None:
     found = {(relative(path), text) for path in (*modules(), *scripts()) for _, text in contract_literals(path)}
     assert not [exception for exception in NOT_A_TENSOR if exception not in found]
+
+
+def file_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each string constant that is, or as a path ends in, a file's name of artifacts.py."""
+    tree = tree_of(path)
+    about = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in about:
+            head, _, name = node.value.rpartition("/")
+            if name in FILE_NAMES and not re.search(r"\s", head):
+                yield node.lineno, node.value
+
+
+def renames(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each call that gives a file a name: `os.replace`, `os.rename`, `Path.replace` and the like.
+
+    `Path.replace` is told from those of strings, dates and dataclasses by its one argument.
+    """
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module in {"os", "shutil"}:
+            names = {alias.name for alias in node.names}
+            if names & {"replace", "rename", "renames", "move"}:
+                yield node.lineno, ast.unparse(node)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, called = ast.unparse(node.func.value), node.func.attr
+        one_argument = len(node.args) == 1 and not node.keywords
+        if (
+            (owner == "os" and called in {"replace", "rename", "renames"})
+            or (owner == "shutil" and called == "move")
+            or called == "rename"
+            or (called == "replace" and one_argument)
+        ):
+            yield node.lineno, ast.unparse(node)
+
+
+def test_only_files_py_gives_a_written_file_its_name() -> None:
+    found = {
+        relative(path): [f"{relative(path)}:{line}: {text}; use airserve.files" for line, text in renames(path)]
+        for path in (*modules(), *scripts())
+        if path != LIBRARY / "files.py"
+    }
+    assert not [line for name, lines in found.items() if name not in RENAMES_FILES_ITSELF for line in lines]
+    assert {name for name in RENAMES_FILES_ITSELF if not found.get(name)} == set(), "take these off the list"
+
+
+def test_file_names_stand_in_artifacts_only() -> None:
+    found = {
+        relative(path): [
+            f"{relative(path)}:{line}: {text!r}; use airserve.artifacts" for line, text in file_names(path)
+        ]
+        for path in (*modules(), *scripts())
+        if path != LIBRARY / "artifacts.py"
+    }
+    assert not [line for name, lines in found.items() if name not in NAMES_FILES_ITSELF for line in lines]
+    assert {name for name in NAMES_FILES_ITSELF if not found.get(name)} == set(), "take these off the list"
+
+
+def test_every_name_of_artifacts_says_what_it_is() -> None:
+    body = tree_of(LIBRARY / "artifacts.py").body
+    bare = [
+        ast.unparse(node)
+        for node, after in zip(body, [*body[1:], None], strict=True)
+        if isinstance(node, ast.Assign) and not isinstance(after, ast.Expr)
+    ]
+    assert not bare
+
+
+def test_the_rules_on_files_see_what_they_are_for(tmp_path: Path) -> None:
+    source = tmp_path / "module.py"
+    name = artifacts.ITEMS_FILE
+    source.write_text(
+        f'"""{name}"""\nimport os\n'
+        "os.replace(a, b)\npart.replace(path)\npart.rename(path)\nfrom os import rename\n"
+        "'text'.replace('a', 'b')\nreplace(settings, a=1)\ndate.replace(day=1)\n"
+        f"x = folder / '{name}', 'data/{name}', f'{{folder}}/{name}', 'write {name}, please', 'see {name}'\n"
+    )
+    assert [line for line, _ in renames(source)] == [6, 3, 4, 5]
+    assert [line for line, _ in file_names(source)] == [10, 10, 10]
 
 
 def function_lengths(path: Path) -> Iterator[tuple[str, int]]:

@@ -12,19 +12,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, UserError
 from airserve.triton.config import DEFAULT_VARIANT, TARGETS, ServingSettings, Target, all_configs, executing_model
-from airserve.triton.config_names import (
-    FUSED_SOURCE,
-    ONNX_FILE,
-    PADS,
-    PLAN_FILE,
-    QUEUE_SIZE,
-    QUEUE_TIMEOUT_US,
-    TABLE_FOLDER,
-    WARMUP_FOLDER,
-)
+from airserve.triton.config_names import FUSED_SOURCE, PADS, QUEUE_SIZE, QUEUE_TIMEOUT_US
 from airserve.triton.repository import RepositorySource, write_repository, write_static
 
 STEPWISE = ServingSettings(variant="stepwise")

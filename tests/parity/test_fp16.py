@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
+from airserve.artifacts import FP16_FILE, ONNX_FILE
 from airserve.bench.synthetic import write_engine, write_tables
 from airserve.errors import EngineError
 from airserve.export.parity import CORNERS, open_session, random_inputs
 from airserve.export.precision import FP16_TOLERANCE, compare_scores, to_fp16, write_fp16
-from airserve.triton.config_names import FP16_FILE, ONNX_FILE
 
 SIZES = {"n_rows": 302, "n_nodes": 120}
 

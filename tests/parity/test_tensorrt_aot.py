@@ -17,10 +17,10 @@ import onnx
 import pytest
 
 import airserve.export.onnx as export
+from airserve.artifacts import FP16_FILE, ONNX_FILE
 from airserve.bench.synthetic import write_engine, write_tables
 from airserve.export.precision import write_fp16
 from airserve.export.tensorrt import profile_json
-from airserve.triton.config_names import FP16_FILE, ONNX_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"n_rows": 302, "n_nodes": 120}

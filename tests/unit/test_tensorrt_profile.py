@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
 from airserve.export import tensorrt
@@ -19,7 +20,6 @@ from airserve.export.tensorrt import (
     profile_json,
     profile_shapes,
 )
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 
 each_input = pytest.mark.parametrize("spec", contract.RANKER_INPUTS, ids=lambda spec: spec.name)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, SERVING_FOLDER
 from airserve.table.lookup import ServedTable, ranker_inputs
-from airserve.triton.config_names import ONNX_FILE
 from airserve.triton.ranker_session import RankerSession
 
 Array = npt.NDArray[Any]
@@ -31,7 +31,7 @@ class InProcess:
     """
 
     def __init__(self, tables: Path, engine: Path) -> None:
-        self.table = ServedTable.open(tables / "serving")
+        self.table = ServedTable.open(tables / SERVING_FOLDER)
         self.ranker = RankerSession(engine / ONNX_FILE)
         self.ranker.check_encoder(self.table.manifest.encoder)
 

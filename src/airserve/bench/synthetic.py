@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from airserve import contract
+from airserve.artifacts import INTENTS_FOLDER, SERVING_FOLDER
 from airserve.table.company import Company
 from airserve.table.encode import Encoder, Events, encode_table
 from airserve.table.format import NO_PATH, IntentArrays, kind_keys, text_key
@@ -92,8 +93,8 @@ def random_events(n_items: int, *, seed: int = 0) -> Events:
 
 def write_intents(tables: Path, arrays: IntentArrays) -> IntentTable:
     """Write `intents/` of a tables folder, and open it."""
-    publish_table(tables / "intents", arrays, n_segments=N_SEGMENTS, vocabulary_sha256="0" * 64)
-    return IntentTable.open(tables / "intents")
+    publish_table(tables / INTENTS_FOLDER, arrays, n_segments=N_SEGMENTS, vocabulary_sha256="0" * 64)
+    return IntentTable.open(tables / INTENTS_FOLDER)
 
 
 def write_engine(tables: Path, folder: Path, *, seed: int = 0) -> None:
@@ -105,14 +106,14 @@ def write_engine(tables: Path, folder: Path, *, seed: int = 0) -> None:
     from airserve.training.checkpoint import new_ranker
 
     torch.manual_seed(seed)
-    table = IntentTable.open(tables / "intents")
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     export_ranker(new_ranker(table, RankerSettings()).eval(), table, folder, company=Company(scale=0.5))
 
 
 def write_serving(tables: Path, engine: Path, *, seed: int = 0) -> None:
     """Write `serving/` of a tables folder: the rows that an engine folder's encoders make."""
-    table = IntentTable.open(tables / "intents")
-    encode_table(table, Encoder.open(engine), random_events(len(table.items), seed=seed), tables / "serving")
+    table = IntentTable.open(tables / INTENTS_FOLDER)
+    encode_table(table, Encoder.open(engine), random_events(len(table.items), seed=seed), tables / SERVING_FOLDER)
 
 
 def write_all(folder: Path, *, seed: int = 0, **sizes: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import VOCABULARY_FILE
 from airserve.client.request import Id, RankRequest
 from airserve.errors import ArtifactError
+from airserve.files import write_json
 
 
 class NodeTexts(dict[int, str]):
@@ -29,7 +29,7 @@ class NodeTexts(dict[int, str]):
         """
         import pyarrow.parquet as pq
 
-        path = tables / "vocabulary.parquet"
+        path = tables / VOCABULARY_FILE
         if not path.exists():
             raise ArtifactError(
                 str(path), expected="a vocabulary", got="no such file", remedy="run offline/build_tables.py"
@@ -39,9 +39,7 @@ class NodeTexts(dict[int, str]):
 
     def save(self, path: Path) -> None:
         """Write as JSON, for clients without pyarrow."""
-        part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        part.write_text(json.dumps(self))
-        os.replace(part, path)
+        write_json(path, self, indent=None)
 
 
 @dataclass(frozen=True, kw_only=True)

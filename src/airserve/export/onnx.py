@@ -8,7 +8,7 @@ catalogue or a vocabulary, for nothing here knows one.
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,21 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from airserve import contract
+from airserve.artifacts import ITEM_ENCODER_FILE, LEARNED_FILE, MANIFEST_FILE, NODE_ENCODER_FILE, ONNX_FILE
 from airserve.contract import TensorSpec
 from airserve.errors import EngineError
 from airserve.export.fold import fold_fixed_sizes
 from airserve.export.parity import random_inputs
+from airserve.files import atomic_path, atomic_stream, write_json
 from airserve.model.encoders import ItemEncoder, NodeEncoder
 from airserve.model.ranker import Ranker
 from airserve.model.request import RequestNetwork
 from airserve.table.company import Company
-from airserve.table.encode import ITEM_ENCODER, LEARNED, NODE_ENCODER
 from airserve.table.intents import IntentTable
-from airserve.training.checkpoint import write_json
-from airserve.triton.config_names import ONNX_FILE
 
 OPSET = 17
-MANIFEST = "manifest.json"
 FORBIDDEN_OPERATORS = {"Unique", "NonZero", "Compress", "ScatterElements", "ScatterND", "Loop", "If", "Scan"}
 """What TensorRT does not compile, or only at a price."""
 _DTYPES = {
@@ -90,7 +88,7 @@ def export_ranker(
     stamps = {"contract_version": str(contract.CONTRACT_VERSION), "encoder": identity}
     _export_request_network(ranker, sizes, folder / ONNX_FILE, stamps)
     _export_encoders(ranker, sizes, folder, stamps)
-    _write_learned(ranker, table, folder / LEARNED)
+    _write_learned(ranker, table, folder / LEARNED_FILE)
     manifest: dict[str, Any] = {
         "contract_version": contract.CONTRACT_VERSION,
         "encoder": identity,
@@ -117,46 +115,42 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write `manifest.json` with the sha256 of every file beside it; returns what was written."""
     files = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (ONNX_FILE, ITEM_ENCODER, NODE_ENCODER, LEARNED)
+        for name in (ONNX_FILE, ITEM_ENCODER_FILE, NODE_ENCODER_FILE, LEARNED_FILE)
     }
     whole = {**manifest, "files": files, "onnx_sha256": files[ONNX_FILE]}
-    write_json(folder / MANIFEST, whole)
+    write_json(folder / MANIFEST_FILE, whole)
     return whole
 
 
 def _trace(
     module: nn.Module,
     inputs: Sequence[Tensor],
-    path: Path,
     names: tuple[Sequence[str], Sequence[str]],
     axes: Mapping[str, Mapping[int, str]],
 ) -> onnx.ModelProto:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    traced = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         # The tracer warns of Python numbers taken from sizes that are fixed here.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
             tuple(inputs),
-            str(temporary),
+            traced,
             dynamo=False,
             opset_version=OPSET,
             input_names=list(names[0]),
             output_names=list(names[1]),
             dynamic_axes=axes,
         )
-    model = onnx.load(str(temporary))
-    temporary.unlink()
-    return model
+    return onnx.load_from_string(traced.getvalue())
 
 
 def _save(model: onnx.ModelProto, path: Path, stamps: Mapping[str, str]) -> None:
     onnx.helper.set_model_props(model, dict(stamps))
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    onnx.save(model, str(temporary))
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        onnx.save(model, str(temporary))
 
 
 def _export_request_network(ranker: Ranker, sizes: Mapping[str, int], path: Path, stamps: Mapping[str, str]) -> None:
@@ -165,7 +159,6 @@ def _export_request_network(ranker: Ranker, sizes: Mapping[str, int], path: Path
     model = _trace(
         RequestNetwork(ranker),
         [torch.from_numpy(example[spec.name]) for spec in contract.RANKER_INPUTS],
-        path,
         ([spec.name for spec in contract.RANKER_INPUTS], [spec.name for spec in contract.RANKER_OUTPUTS]),
         {spec.name: dynamic_axes(spec) for spec in specs},
     )
@@ -180,15 +173,15 @@ def _export_encoders(ranker: Ranker, sizes: Mapping[str, int], folder: Path, sta
     levels = torch.zeros(3, dtype=torch.int64)
     for name, module, inputs, names in (
         (
-            ITEM_ENCODER,
+            ITEM_ENCODER_FILE,
             ItemEncoder(ranker),
             (ids, vectors, ids, ids),
             (("ids", "vectors", "main_nodes", "other_nodes"), ("tokens", "targets")),
         ),
-        (NODE_ENCODER, NodeEncoder(ranker), (ids, vectors, levels), (("ids", "vectors", "levels"), ("rows",))),
+        (NODE_ENCODER_FILE, NodeEncoder(ranker), (ids, vectors, levels), (("ids", "vectors", "levels"), ("rows",))),
     ):
         axes = {tensor: {0: "N"} for tensor in (*names[0], *names[1])}
-        _save(_trace(module, inputs, folder / name, names, axes), folder / name, stamps)
+        _save(_trace(module, inputs, names, axes), folder / name, stamps)
 
 
 def _write_learned(ranker: Ranker, table: IntentTable, path: Path) -> None:
@@ -202,8 +195,7 @@ def _write_learned(ranker: Ranker, table: IntentTable, path: Path) -> None:
     keys = np.asarray(table.arrays.node_keys)[1:]
     order = np.argsort(keys)
     of_nodes = (ranker.node_tokens.ids, ranker.queries.main_nodes, ranker.queries.other_nodes)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as stream:
+    with atomic_stream(path) as stream:
         np.savez(
             stream,
             items=np.asarray(table.items)[known],
@@ -214,7 +206,6 @@ def _write_learned(ranker: Ranker, table: IntentTable, path: Path) -> None:
             node_ids=np.stack([array(one.weight_NH)[1:][order] for one in of_nodes], axis=1),
             no_node=np.stack([array(one.none_H) for one in of_nodes]),
         )
-    os.replace(temporary, path)
 
 
 def _set_output_shapes(model: onnx.ModelProto) -> None:

@@ -54,7 +54,9 @@ def random_inputs(axes: Mapping[str, int], sizes: Mapping[str, int], *, seed: in
         return values * (length / np.sqrt(shape[-1]))
 
     real_BT = np.arange(contract.WINDOW) >= rng.integers(0, contract.WINDOW, size=(b, 1))
-    depth_BR = np.where(np.arange(r) < rng.integers(0, r + 1, size=(b, 1)), rng.integers(1, 1 + contract.MAX_DEPTH, (b, r)), 0)
+    depth_BR = np.where(
+        np.arange(r) < rng.integers(0, r + 1, size=(b, 1)), rng.integers(1, 1 + contract.MAX_DEPTH, (b, r)), 0
+    )
     exists_BRD = np.arange(contract.MAX_DEPTH) < depth_BR[..., None]
     shown_BRM = np.arange(contract.MAX_EVIDENCE) < rng.integers(1, 1 + contract.MAX_EVIDENCE, (b, r))[..., None]
     shown_BRM &= depth_BR[..., None] > 0

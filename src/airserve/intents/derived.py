@@ -30,12 +30,14 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer
 
 from airserve import contract
+from airserve.artifact_schemas import ANSWERS_SCHEMA, SEGMENT_COLUMN
+from airserve.artifacts import ANSWERS_FILE, VECTORS_FILE
 from airserve.data.schema import load_dataset, write_parquet
 from airserve.errors import DataError, UserError
 from airserve.intents.schema import NODE_PATTERN
 from airserve.table.embed import SentenceEmbedder, embed_texts
 from airserve.table.format import file_sha256
-from airserve.table.vectors import VECTOR_WIDTH, VECTORS_FILE, normalised, save_vectors
+from airserve.table.vectors import VECTOR_WIDTH, normalised, save_vectors
 
 Array = npt.NDArray[Any]
 Matrix = Any
@@ -95,8 +97,8 @@ class Derived:
     """What a source without a language model leaves."""
 
     answers: pa.Table
-    """In the schema of `answers.parquet` (docs/ARCHITECTURE.md): one row per distinct item, action and segment of the
-    training split, and one `order` row for an item that it does not have."""
+    """`ANSWERS_SCHEMA`: one row per distinct item, action and segment of the training split, and one `order` row for an
+    item that it does not have."""
     space_NS: Array
     """float32, the space that was grouped, unit rows in the order of the items; S <= `VECTOR_WIDTH`."""
 
@@ -119,7 +121,7 @@ def derive_folder(data: Path, out: Path, settings: DeriveSettings, cache: Path |
     dataset = load_dataset(data)
     titles_NW, _ = embed_texts(SentenceEmbedder(), dataset.items["title"].to_pylist(), cache)
     derived = derive(dataset.items, dataset.behaviours, titles_NW, settings)
-    answers = out / "answers.parquet"
+    answers = out / ANSWERS_FILE
     write_parquet(derived.answers, answers)
     save_vectors(out / VECTORS_FILE, dataset.items["item_id"].to_numpy(), derived.space_NS, file_sha256(answers))
     return {"source": SOURCE, "event_kinds": derived.answers.num_rows, "items": dataset.items.num_rows}
@@ -286,11 +288,11 @@ def _free_name(words: Sequence[str], taken: set[str], group: int) -> str:
 def _answers(items: pa.Table, behaviours: pa.Table, leaves_NP: Array, texts: Sequence[tuple[str, ...]]) -> pa.Table:
     """One row per event kind of the training split."""
     train = behaviours.filter(pc.equal(behaviours["split"], "train"))
-    kinds = train.group_by(["item_id", "action", "user_segment"]).aggregate([])
+    kinds = train.group_by(["item_id", "action", SEGMENT_COLUMN]).aggregate([])
     missing = np.setdiff1d(items["item_id"].to_numpy(), kinds["item_id"].to_numpy())
     item_id = np.concatenate([kinds["item_id"].to_numpy(), missing])
     action = kinds["action"].to_pylist() + ["order"] * len(missing)
-    segment = np.concatenate([kinds["user_segment"].to_numpy(), np.zeros(len(missing), dtype=np.int32)])
+    segment = np.concatenate([kinds[SEGMENT_COLUMN].to_numpy(), np.zeros(len(missing), dtype=np.int32)])
     order = np.lexsort((segment, action, item_id))
     place = {item: at for at, item in enumerate(items["item_id"].to_pylist())}
     titles = items["title"].to_pylist()
@@ -298,12 +300,13 @@ def _answers(items: pa.Table, behaviours: pa.Table, leaves_NP: Array, texts: Seq
     paths = [[list(texts[leaf]) for leaf in leaves_NP[row] if leaf >= 0] for row in rows]
     return pa.table(
         {
-            "item_id": pa.array(item_id[order], pa.int64()),
-            "action": pa.array([action[at] for at in order], pa.string()),
-            "user_segment": pa.array(segment[order], pa.int32()),
-            "text": pa.array([titles[row] for row in rows], pa.string()),
-            "paths": pa.array(paths, pa.list_(pa.list_(pa.string()))),
-            "valid": pa.array([True] * len(rows), pa.bool_()),
-            "raw": pa.array([json.dumps({"paths": path}) for path in paths], pa.string()),
-        }
+            "item_id": item_id[order],
+            "action": [action[at] for at in order],
+            SEGMENT_COLUMN: segment[order],
+            "text": [titles[row] for row in rows],
+            "paths": paths,
+            "valid": [True] * len(rows),
+            "raw": [json.dumps({"paths": path}) for path in paths],
+        },
+        schema=ANSWERS_SCHEMA,
     )

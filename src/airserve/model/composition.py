@@ -8,14 +8,12 @@ C*K*H numbers.
 Shapes: B requests, C candidates, R chains, K kept, H width, G heads.
 """
 
-# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 import math
 
 import torch
 from torch import Tensor, nn
-
 
 MASKED_LOGIT = -1e4
 

@@ -6,7 +6,6 @@ as inputs, *none* where there are none, so a row of a new item or a new node is 
 Shapes: N items or nodes, E vector size, H width, X = E + H.
 """
 
-# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 import torch

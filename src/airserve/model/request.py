@@ -8,7 +8,6 @@ Shapes: B requests, T window, C candidates, R chains, D levels, M evidence, K ch
 h width of a head, E vector size, X = E + H, A contexts.
 """
 
-# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 import math

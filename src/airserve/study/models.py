@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ import airserve.model.sequence
 import airserve.model.tree
 import airserve.study.losses
 import airserve.study.variants
+import airserve.table.intents
 import airserve.table.tree
 import airserve.training.loop
 from airserve.model.ranker import Ranker
@@ -37,8 +38,10 @@ from airserve.study import losses, protocol, variants
 from airserve.study.cache import State, digest, source_digest
 from airserve.study.protocol import TestSet
 from airserve.study.sample import Sample
+from airserve.table import company
+from airserve.table.company import Company
 from airserve.table.intents import IntentTable
-from airserve.training import baselines, checkpoint, evaluation, examples, objectives, stages
+from airserve.training import baselines, blend, checkpoint, evaluation, examples, objectives, stages
 from airserve.training.device import CPU
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, Task, find_task
@@ -214,6 +217,8 @@ class Sequential:
     def network(self, study: Study) -> SequenceModel:
         """An untrained one."""
         settings = replace(study.train.ranker.sequence, use_item_vectors=self.use_titles)
+        if not self.use_titles:  # an item that has nothing but its id cannot do without it
+            settings = replace(settings, id_dropout=0.0)
         if self.bce:  # as published: plain dot products
             settings = replace(settings, temperature=0.0)
         return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings).to(study.device)
@@ -238,7 +243,7 @@ class Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class Intents:
-    """AIR's intent stage on the base, with its own table and switches."""
+    """AIR's intent stage, with its own table and switches; trained for a `Blended`, not reported by itself."""
 
     label: str
     variant: str = "true"
@@ -252,10 +257,10 @@ class Intents:
         """See `Model`."""
         code = [
             airserve.model.ranker, airserve.model.composition, airserve.model.retrieval, airserve.model.tree,
-            airserve.model.losses, airserve.training.loop, airserve.table.tree, variants,
+            airserve.model.losses, airserve.training.loop, airserve.table.intents, airserve.table.tree, variants,
             examples.rank_batches, examples.make_request, examples.history, examples.training_targets,
             examples.last_of_users, objectives.intent_loss, Training.fit_intents, Training.is_apart,
-            Training.choose_blend, stages.summed,
+            stages.summed,
             checkpoint.new_ranker, checkpoint.item_nodes, *VALIDATION,
         ]  # fmt: skip
         s = asdict(study.train)
@@ -287,20 +292,67 @@ class Intents:
         whole = checkpoint.on_cpu(ranker.state_dict())
         state = {name: tensor for name, tensor in whole.items() if not name.startswith("base.")}
         learned = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
-        blend = {"base": float(state["base_scale"]), "intents": float(state["intent_scale"])}
-        return state, {"fit": fit_report(report), "blend": blend, "parameters": learned, "table_seed": seed}
+        return state, {"fit": fit_report(report), "parameters": learned, "table_seed": seed}
 
-    def trained(self, study: Study, state: State, report: Report, given: Given) -> tuple[Ranker, IntentTable]:
-        """The whole ranker, base and intent stage."""
-        table = self.table(study, report["table_seed"])
+    def assembled(self, study: Study, table: IntentTable, given: Given, state: State) -> Ranker:
+        """The whole ranker, base and intent stage, in evaluation mode."""
         ranker = self.network(study, table, given)
         ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in given[BASE].items()}})
-        return ranker.eval(), table
+        return ranker.eval()
 
     def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
-        ranker, table = self.trained(study, state, report, given)
-        return stages.air_scorer(ranker), table
+        table = self.table(study, report["table_seed"])
+        return stages.air_scorer(self.assembled(study, table, given, state)), table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blended:
+    """Base, an intent stage and what is met together, weighed on valid: what `train_ranker` makes."""
+
+    label: str
+    stage: str
+    """The intent stage, of `HELPERS`."""
+    seeded: bool = True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return (BASE, self.stage, APART)
+
+    def depends_on(self, study: Study) -> object:
+        """See `Model`."""
+        code = [blend, company, baselines.neighbour_scorer, Training.choose_blend, stages.intent_scorer,
+                stages.air_scorer]  # fmt: skip
+        return [study.data_digest, study.table_digest, source_digest(code)]
+
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
+        """See `Model`; chooses the weights."""
+        stage = self._stage()
+        table = stage.table(study, seed)
+        ranker = stage.assembled(study, table, given, given[self.stage])
+        chosen = study.training(table, seed, folder, mark).choose_blend(ranker)
+        scales = {"base": float(ranker.base_scale), "intents": float(cast(torch.Tensor, ranker.intent_scale))}
+        return {}, {"blend": scales, "company": asdict(chosen), "table_seed": seed}
+
+    def _stage(self) -> Intents:
+        stage = HELPERS[self.stage]
+        assert isinstance(stage, Intents)
+        return stage
+
+    def trained(self, study: Study, report: Report, given: Given) -> tuple[Ranker, IntentTable]:
+        """The whole ranker with its weights."""
+        stage = self._stage()
+        table = stage.table(study, report["table_seed"])
+        ranker = stage.assembled(study, table, given, given[self.stage])
+        ranker.base_scale.data.fill_(report["blend"]["base"])
+        cast(torch.Tensor, ranker.intent_scale).fill_(report["blend"]["intents"])
+        return ranker, table
+
+    def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
+        """See `Model`."""
+        ranker, table = self.trained(study, report, given)
+        return stages.air_scorer(ranker, study.log, Company(**report["company"])), table
 
 
 def fit_report(report: FitReport) -> Report:
@@ -321,7 +373,7 @@ def _popularity(study: Study, choice: Mapping[str, float]) -> Scorer:
 
 def _item_knn(study: Study, choice: Mapping[str, float]) -> Scorer:
     recency = baselines.Recency(last=int(choice["last"]), decay=choice["decay"])
-    return baselines.neighbour_scorer(baselines.cosine_neighbours(study.log, choice["shrinkage"]), recency)
+    return baselines.neighbour_scorer(baselines.log_neighbours(study.log, choice["shrinkage"]), recency)
 
 
 def _text_cosine(study: Study, choice: Mapping[str, float]) -> Scorer:
@@ -342,13 +394,21 @@ MODELS: dict[str, Model] = {
     "sasrec_id_bce": Sequential(label="SASRec (ID), BCE", use_titles=False, bce=True),
     "sasrec_id": Sequential(label="SASRec (ID)", use_titles=False),
     BASE: Sequential(label="SASRec (ID + text)", use_titles=True),
-    "no_intents": Intents(label="re-ranker without intents", variant="items"),
-    "air_shuffled": Intents(label="AIR, intents shuffled", variant="shuffled"),
-    "air_no_tree": Intents(label="AIR without tree", use_tree=False),
-    "air_no_target": Intents(label="AIR without target-aware retrieval", use_target=False),
-    "air_neither": Intents(label="AIR without both", use_tree=False, use_target=False),
-    AIR: Intents(label="AIR"),
+    "no_intents": Blended(label="re-ranker without intents", stage="stage_no_intents"),
+    "air_shuffled": Blended(label="AIR, intents shuffled", stage="stage_shuffled"),
+    "air_no_tree": Blended(label="AIR without tree", stage="stage_no_tree"),
+    "air_no_target": Blended(label="AIR without target-aware retrieval", stage="stage_no_target"),
+    "air_neither": Blended(label="AIR without both", stage="stage_neither"),
+    AIR: Blended(label="AIR", stage="stage_air"),
 }
 """In the order of the report."""
-HELPERS: dict[str, Model] = {APART: Sequential(label="base of other users", use_titles=True, apart=True)}
+HELPERS: dict[str, Model] = {
+    APART: Sequential(label="base of other users", use_titles=True, apart=True),
+    "stage_no_intents": Intents(label="stage without intents", variant="items"),
+    "stage_shuffled": Intents(label="stage of shuffled intents", variant="shuffled"),
+    "stage_no_tree": Intents(label="stage without tree", use_tree=False),
+    "stage_no_target": Intents(label="stage without target", use_target=False),
+    "stage_neither": Intents(label="stage without both", use_tree=False, use_target=False),
+    "stage_air": Intents(label="stage of AIR"),
+}
 """Trained for the sake of others; not reported."""

@@ -5,7 +5,6 @@ Colours are the colour-blind safe set of Okabe and Ito; AIR is always the same o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from airserve.files import atomic_path, write_text
 from airserve.study.metrics import METRICS, SLICE_TITLES
 from airserve.training.measure import AIR
 
@@ -64,9 +64,8 @@ def _style(width: float, height: float, columns: int = 1, *, sharey: bool = Fals
 
 def _save(figure: Figure, path: Path) -> None:
     """Write atomically, the same bytes each time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None})
-    os.replace(temporary, path)
+    with atomic_path(path) as part:
+        figure.savefig(part, format=path.suffix[1:], metadata={"Date": None})
     plt.close(figure)
 
 
@@ -308,7 +307,6 @@ def _differences(results: Results) -> list[str]:
 
 def write_figures(results: Results, out: Path) -> list[str]:
     """Write everything that can be drawn of a study into a folder; returns the files' names."""
-    out.mkdir(parents=True, exist_ok=True)
     drawings = {"models.svg": plot_models, "training.svg": plot_training}
     if AIR in results["models"] and len(results["models"]) > 1:
         drawings["differences.svg"] = plot_differences
@@ -319,7 +317,5 @@ def write_figures(results: Results, out: Path) -> list[str]:
     for name, draw in drawings.items():
         draw(results, out / name)
     table = out / "README.md"
-    temporary = table.with_name(f".{table.name}.{os.getpid()}")
-    temporary.write_text(markdown(results) + "\n", encoding="utf-8")
-    os.replace(temporary, table)
+    write_text(table, markdown(results) + "\n")
     return [*drawings, table.name]

@@ -15,21 +15,29 @@ import pyarrow.compute as pc
 import torch
 
 from airserve import contract
+from airserve.artifacts import (
+    BEHAVIOURS_FILE,
+    INTENTS_FOLDER,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    PROJECTION_FILE,
+    TITLE_VECTORS_FILE,
+)
 from airserve.data.importers import import_folder
-from airserve.data.schema import BEHAVIOURS_FILE, ITEMS_FILE, Dataset, load_dataset, write_parquet
+from airserve.data.schema import Dataset, load_dataset, write_parquet
 from airserve.errors import ArtifactError
+from airserve.files import write_json
 from airserve.intents.derived import SOURCE, DeriveSettings, derive_folder
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
 from airserve.study.models import Study
 from airserve.study.protocol import Protocol
 from airserve.study.sample import Sample, is_held_out
-from airserve.table.build import PROJECTION_FILE, SERVING_FOLDER, TITLES_FILE, BuildSettings, build_tables
+from airserve.table.build import BuildSettings, build_tables
 from airserve.table.embed import BUNDLED, SentenceEmbedder, embed_texts
-from airserve.table.format import MANIFEST_NAME, file_sha256
+from airserve.table.format import file_sha256
 from airserve.table.intents import IntentTable
 from airserve.table.vectors import Projection, save_titles
-from airserve.training.checkpoint import write_json
 from airserve.training.device import CPU
 from airserve.training.examples import Log, make_log, without_training
 from airserve.training.loop import FitSettings
@@ -55,7 +63,7 @@ def title_vectors(tables: Path, items: Any, cache: Path | None) -> npt.NDArray[n
     Raises:
         ArtifactError: if the projection is of an embedder other than the bundled one, or the rows do not match.
     """
-    path = tables / TITLES_FILE
+    path = tables / TITLE_VECTORS_FILE
     count = items.num_rows + contract.FIRST_ITEM_ROW
     if not path.exists():
         projection = Projection.load(tables / PROJECTION_FILE)
@@ -113,7 +121,7 @@ def make_tables(data: Path, work: Path, source: IntentSource, name: str) -> Path
     """
     tables, memory = work / "tables", work / "tables.json"
     mark = {"source": name, "files": [file_sha256(data / file) for file in (ITEMS_FILE, BEHAVIOURS_FILE)]}
-    if (tables / SERVING_FOLDER / MANIFEST_NAME).exists() and memory.exists():
+    if (tables / INTENTS_FOLDER / MANIFEST_FILE).exists() and memory.exists():
         with suppress(ValueError):
             if json.loads(memory.read_text(encoding="utf-8")) == mark:
                 return tables
@@ -160,7 +168,7 @@ def prepare(
     if not isinstance(tables, Path):
         write_visible(dataset, work / "visible", learn_from_held_out=sample.learn_from_held_out)
         tables = make_tables(work / "visible", work, tables[1], tables[0])
-    table = IntentTable.open(tables / SERVING_FOLDER)
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     titles_NE = title_vectors(tables, dataset.items, work / "embeddings")
     log = make_log(dataset.items, dataset.behaviours, table)
     if not sample.learn_from_held_out:
@@ -198,7 +206,7 @@ def study_settings(*, fast: bool) -> TrainSettings:
             valid_as_popular_as_training=True,
         )
     return TrainSettings(
-        ranker=RankerSettings(sequence=SequenceSettings(width=16, blocks=1, window=16), hidden=16),
+        ranker=RankerSettings(sequence=SequenceSettings(width=16, blocks=1), hidden=16),
         sequence_fit=FitSettings(learning_rate=5e-3, epochs=2),
         intent_fit=FitSettings(learning_rate=5e-3, epochs=1),
         sequence_negatives=64,

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from airserve import contract
+from airserve.artifacts import ITEM_ENCODER_FILE, LEARNED_FILE, MANIFEST_FILE, NODE_ENCODER_FILE
 from airserve.errors import ArtifactError
 from airserve.table.company import NEIGHBOURS, Company, cosine_neighbours, popularity, strongest
 from airserve.table.format import NO_PATH, ServedArrays, TableManifest, Weighing
@@ -32,7 +33,6 @@ from airserve.table.publish import publish_table
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
-ITEM_ENCODER, NODE_ENCODER, LEARNED = "item_encoder.onnx", "node_encoder.onnx", "learned.npz"
 CHUNK = 8192
 """Rows encoded at once: some 10 MB of inputs."""
 SAME_SHOP = 0.5
@@ -75,7 +75,7 @@ class Encoder:
         Raises:
             ArtifactError: if something is missing, damaged, of another export or of another contract.
         """
-        path = folder / "manifest.json"
+        path = folder / MANIFEST_FILE
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest.get("contract_version") != contract.CONTRACT_VERSION:
@@ -85,13 +85,16 @@ class Encoder:
                     got=str(manifest.get("contract_version")),
                     remedy=REMEDY,
                 )
-            for name in (ITEM_ENCODER, NODE_ENCODER, LEARNED):
+            for name in (ITEM_ENCODER_FILE, NODE_ENCODER_FILE, LEARNED_FILE):
                 got = hashlib.sha256((folder / name).read_bytes()).hexdigest()
                 if got != manifest["files"][name]:
                     raise ArtifactError(
-                        str(folder / name), expected=f"sha256 {manifest['files'][name][:12]}", got=got[:12], remedy=REMEDY
+                        str(folder / name),
+                        expected=f"sha256 {manifest['files'][name][:12]}",
+                        got=got[:12],
+                        remedy=REMEDY,
                     )
-            with np.load(folder / LEARNED, allow_pickle=False) as stored:
+            with np.load(folder / LEARNED_FILE, allow_pickle=False) as stored:
                 learned = Learned(**{name: stored[name] for name in Learned.__dataclass_fields__})
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ArtifactError(
@@ -198,8 +201,10 @@ def encode_rows(
     node_ids_V3H = np.where((node_place >= 0)[:, None, None], learned.node_ids[node_place], learned.no_node)
     node_rows = _encode_nodes(table, encoder, node_ids_V3H[:, 0], dtype)
     ids_NH, found = _item_ids(table, learned)
-    item_nodes_NPD = np.concatenate([arrays.paths, np.zeros((1, contract.MAX_DEPTH), dtype=np.int32)])[arrays.item_paths]
-    session = encoder.session(ITEM_ENCODER)
+    item_nodes_NPD = np.concatenate([arrays.paths, np.zeros((1, contract.MAX_DEPTH), dtype=np.int32)])[
+        arrays.item_paths
+    ]
+    session = encoder.session(ITEM_ENCODER_FILE)
     names = [value.name for value in session.get_inputs()]
     tokens, targets = [], []
     for part in _chunks(arrays.n_rows):
@@ -232,7 +237,7 @@ def _encode_nodes(table: IntentTable, encoder: Encoder, ids_VH: Array, dtype: An
     levels_V = np.zeros(arrays.n_nodes, dtype=np.int64)
     for level in range(contract.MAX_DEPTH):
         levels_V[arrays.paths[:, level]] = level
-    session = encoder.session(NODE_ENCODER)
+    session = encoder.session(NODE_ENCODER_FILE)
     names = [value.name for value in session.get_inputs()]
     parts = []
     for part in _chunks(arrays.n_nodes):

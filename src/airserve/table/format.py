@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE
 from airserve.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-MANIFEST_NAME = "manifest.json"
 NO_PATH = -1
 """Fills the unused places of a kind's path numbers."""
 REBUILD = "run offline/build_tables.py again"
@@ -227,7 +227,10 @@ class ServedArrays(Arrays):
 
     def facts(self) -> list[tuple[str, str, bool]]:
         """See `Arrays`."""
-        found = [*super().facts(), ("neighbours", f"rows below {self.n_rows}", _within(self.neighbours, 0, self.n_rows))]
+        found = [
+            *super().facts(),
+            ("neighbours", f"rows below {self.n_rows}", _within(self.neighbours, 0, self.n_rows)),
+        ]
         for name in ("node_rows", "item_tokens", "item_targets"):
             found += _zeros_then_finite(name, getattr(self, name), 1)
         for name in ("kind_likeness", "item_likeness", "item_prior", "neighbour_weights"):
@@ -442,7 +445,7 @@ def read_table(folder: Path, kind: type[A], *, verify: bool | None = None) -> tu
         ArtifactError: if it is missing, damaged, incomplete, or of another format or contract version.
     """
     manifest = read_manifest(folder, kind)
-    subject = str(folder / MANIFEST_NAME)
+    subject = str(folder / MANIFEST_FILE)
     if verify is None:
         total_bytes = sum(manifest.sizes.values())
         verify = total_bytes <= VERIFY_BYTES
@@ -464,7 +467,7 @@ def read_table(folder: Path, kind: type[A], *, verify: bool | None = None) -> tu
 
 def read_manifest(folder: Path, kind: type[Arrays]) -> TableManifest:
     """The manifest of a published folder; see `read_table`."""
-    path = folder / MANIFEST_NAME
+    path = folder / MANIFEST_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -482,7 +485,7 @@ def _map_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool)
     expected, size = manifest.files.get(path.name), manifest.sizes.get(path.name)
     if expected is None or size is None:
         raise ArtifactError(
-            str(folder / MANIFEST_NAME), expected=f"sha256 and size of {path.name}", got="none", remedy=REBUILD
+            str(folder / MANIFEST_FILE), expected=f"sha256 and size of {path.name}", got="none", remedy=REBUILD
         )
     again = f"copy the whole folder again or {REBUILD}"
     try:

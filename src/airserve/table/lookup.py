@@ -182,7 +182,9 @@ class ServedTable(KindIndex[ServedArrays]):
             self.arrays.item_tokens.take(rows_L[-size:], axis=0, out=tokens_TH[start:], mode="clip")
             gaps = np.zeros(size, dtype=np.int32)
             # The first of the window has no gap, whatever came before it: so was it trained.
-            gaps[1:] = _GAP_STEPS_S.searchsorted(ages_s_L[-size:-1] - ages_s_L[-size + 1 :], side="right") if size > 1 else 0
+            gaps[1:] = (
+                _GAP_STEPS_S.searchsorted(ages_s_L[-size:-1] - ages_s_L[-size + 1 :], side="right") if size > 1 else 0
+            )
             context_T[start:] = 1 + actions_L[-size:] * contract.N_GAPS + gaps
         return {contract.WINDOW_TOKENS.name: tokens_TH[None], contract.WINDOW_CONTEXT.name: context_T[None]}
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE
 from airserve.table.format import (
     FORMATS,
-    MANIFEST_NAME,
     Arrays,
     TableManifest,
     Weighing,
@@ -89,7 +89,7 @@ def publish_table(
             encoder=encoder,
             weighing=numbers,
         )
-        with (temporary / MANIFEST_NAME).open("w", encoding="utf-8") as text:
+        with (temporary / MANIFEST_FILE).open("w", encoding="utf-8") as text:
             text.write(manifest.to_json())
             text.flush()
             os.fsync(text.fileno())

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from airserve import contract
+from airserve.artifact_schemas import SEGMENT_COLUMN
+from airserve.artifacts import ATOMIC_INTENTS_FILE, SERVING_FOLDER, VOCABULARY_FILE
 from airserve.errors import DataError
-from airserve.table.answers import SEGMENT_COLUMN
-from airserve.table.build import ATOMIC_FILE, SERVING_FOLDER, VOCABULARY_FILE
 from airserve.table.format import NO_PATH
 from airserve.table.intents import IntentTable
 from airserve.table.vocabulary import Node, Vocabulary, read_vocabulary
@@ -81,7 +81,7 @@ def item_tree(tables: Path, item_id: int) -> tuple[Tree, dict[str, Any]]:
             f"item {item_id}", expected=f"an item of the table ({span})", got="another", remedy="look it up"
         )
     row = place + contract.FIRST_ITEM_ROW
-    kinds = pq.read_table(tables / ATOMIC_FILE)
+    kinds = pq.read_table(tables / ATOMIC_INTENTS_FILE)
     kinds = kinds.filter(pc.equal(kinds["item_id"], item_id)).to_pylist()
     tree = Tree(f"[bold]item {item_id}[/] row {row}")
     for kind in kinds:

@@ -7,7 +7,6 @@ vocabulary.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from airserve import contract
+from airserve.artifacts import CONFIG_FILE, RANKER_FILE
 from airserve.errors import ArtifactError
+from airserve.files import atomic_path, write_json
 from airserve.model.ranker import Ranker, RankerSettings
 from airserve.model.sequence import SequenceSettings
 from airserve.table.company import Company
 from airserve.table.intents import IntentTable
 from airserve.training.examples import Task
+
 
 class Trained(NamedTuple):
     """What a training leaves."""
@@ -35,10 +37,6 @@ class Trained(NamedTuple):
     """How what is met together counts beside it."""
     task: Task
     """What the targets looked like."""
-
-
-WEIGHTS = "ranker.safetensors"
-CONFIG = "config.json"
 
 
 def new_ranker(table: IntentTable, settings: RankerSettings, base_vectors_NE: Tensor | None = None) -> Ranker:
@@ -64,14 +62,6 @@ def item_nodes(table: IntentTable) -> npt.NDArray[np.int32]:
     return nodes
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights as they are kept: whole, and where every machine can read them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -81,9 +71,8 @@ def save_ranker(folder: Path, trained: Trained, table: IntentTable, extra: dict[
     """Write a checkpoint; the config last, so that a folder with one is complete."""
     ranker = trained.ranker
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{WEIGHTS}.tmp-{os.getpid()}"
-    save_file(on_cpu(ranker.state_dict()), temporary)
-    os.replace(temporary, folder / WEIGHTS)
+    with atomic_path(folder / RANKER_FILE) as part:
+        save_file(on_cpu(ranker.state_dict()), part)
     config = {
         "contract_version": contract.CONTRACT_VERSION,
         "catalogue_sha256": table.manifest.catalogue_sha256,
@@ -94,7 +83,7 @@ def save_ranker(folder: Path, trained: Trained, table: IntentTable, extra: dict[
         "task": asdict(trained.task),
         **extra,
     }
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: if there is none, or it is of another contract version.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     remedy = "run offline/train_ranker.py"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -144,10 +133,10 @@ def load_ranker(folder: Path, table: IntentTable) -> Trained:
         company = Company(**config["company"])
         task = Task(actions=tuple(config["task"]["actions"]), novel=config["task"]["novel"])
         ranker = new_ranker(table, settings)
-        ranker.load_state_dict(load_file(folder / WEIGHTS))
+        ranker.load_state_dict(load_file(folder / RANKER_FILE))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         raise ArtifactError(
-            str(folder / WEIGHTS),
+            str(folder / RANKER_FILE),
             expected="the weights that its config describes",
             got=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
             remedy="run offline/train_ranker.py again",

@@ -28,9 +28,9 @@ from airserve.errors import DataError
 from airserve.model.losses import NegativeSampler
 from airserve.model.ranker import Ranker, RankerSettings, UserTree
 from airserve.model.sequence import SequenceModel
+from airserve.table.company import Company
 from airserve.table.intents import IntentTable
 from airserve.training import evaluation
-from airserve.table.company import Company
 from airserve.training.baselines import Recency, company_scorer, popularity_scorer, sequence_scorer, target_counts
 from airserve.training.blend import BlendTargets, choose
 from airserve.training.checkpoint import Trained, new_ranker

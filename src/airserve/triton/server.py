@@ -30,9 +30,9 @@ from types import TracebackType
 from typing import Any
 
 from airserve import contract
+from airserve.artifacts import PLAN_MANIFEST
 from airserve.errors import EngineError, UserError
 from airserve.export.runtime import check_runtime, runtime
-from airserve.triton.config_names import PLAN_MANIFEST
 
 log = logging.getLogger(__name__)
 
