@@ -66,7 +66,7 @@ sorting key per index. float32 resolves it up to a score of 8."""
 PADDED_CHAIN = -1e4
 """`chain_bias` of a padded chain: below any score, and fp16 holds it."""
 UNKNOWN_PENALTY = 1000.0
-"""An unknown candidate scores as an item that nothing is known about, less this: the same for all, and below all others."""
+"""An unknown candidate scores as an item that nothing is known about, less this: all alike, and below all others."""
 
 GAP_STEPS_S = tuple(60.0 * 4.0**step for step in range(12))
 """One minute to eight years; the gap between two behaviours is told as how many of these it reaches."""

@@ -1,8 +1,8 @@
 """Export a trained ranker: the request network, the two encoders, and what was learned of single items and nodes.
 
 Opset 17; only operators that TensorRT compiles (no Unique, NonZero or scatter). All are stamped with the encoder's
-identity, a hash of all weights: rows of one encoder and the engine of another cannot be mixed. Nothing is stamped with a
-catalogue or a vocabulary, for nothing here knows one.
+identity, a hash of all weights: rows of one encoder and the engine of another cannot be mixed. Nothing is stamped with
+a catalogue or a vocabulary, for nothing here knows one.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _trace(
         torch.onnx.export(
             module.eval(),
             tuple(inputs),
-            traced,
+            traced,  # type: ignore[arg-type]  # the tracer takes a stream too
             dynamo=False,
             opset_version=OPSET,
             input_names=list(names[0]),

@@ -50,8 +50,8 @@ def random_inputs(axes: Mapping[str, int], sizes: Mapping[str, int], *, seed: in
 
     def rows(spec: contract.TensorSpec, length: float) -> Array:
         shape = (b, *spec.dims_for(extents))
-        values = rng.standard_normal(shape)
-        return values * (length / np.sqrt(shape[-1]))
+        values: Array = rng.standard_normal(shape) * (length / np.sqrt(shape[-1]))
+        return values
 
     real_BT = np.arange(contract.WINDOW) >= rng.integers(0, contract.WINDOW, size=(b, 1))
     depth_BR = np.where(

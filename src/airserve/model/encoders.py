@@ -1,7 +1,7 @@
 """What depends on one item or one node alone, computed when a table is made: its served rows.
 
-Two small networks out of a trained ranker, with the ranker's own weights. They know no catalogue: learned vectors come in
-as inputs, *none* where there are none, so a row of a new item or a new node is made like any other.
+Two small networks out of a trained ranker, with the ranker's own weights. They know no catalogue: learned vectors come
+in as inputs, *none* where there are none, so a row of a new item or a new node is made like any other.
 
 Shapes: N items or nodes, E vector size, H width, X = E + H.
 """

@@ -4,8 +4,8 @@ score(v) = base_scale * h.t_v + intent_scale * f(z_v, s_v),
 f(z, s) = MLP([z, z * q_v, s]), without biases, so that no intent scores nothing,
 
 where h is the user's vector of the sequence tower, t_v the candidate's token, q_v its query (of its vector and of the
-nodes of its own intents), z_v its composed intents and s_v the scores of its kept chains. The query enters only where it
-meets the user's intents: else this part would learn popularity, which the base knows better.
+nodes of its own intents), z_v its composed intents and s_v the scores of its kept chains. The query enters only where
+it meets the user's intents: else this part would learn popularity, which the base knows better.
 
 Served is the same computation, cut where something depends on one item or one node alone (`encoders.py`, run when a
 table is made) and where it is sparse (`airserve/table/lookup.py`); what is left is dense (`request.py`, the engine).

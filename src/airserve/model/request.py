@@ -1,11 +1,11 @@
 """The request network: rows of behaviours, chains and candidates in, scores and kept chains out.
 
-The dense part of a trained ranker, in the form that serves: constants are folded, linear
-layers run on flat rows, masks and index arithmetic came with the inputs. What limits it: some 120 small kernels and 10 M
-multiply-adds at C=128, R=64, H=64, E=128. Inputs and outputs are `contract.RANKER_INPUTS` and `contract.RANKER_OUTPUTS`, in that order.
+The dense part of a trained ranker, in the form that serves: constants are folded, linear layers run on flat rows, masks
+and index arithmetic came with the inputs. What limits it: some 120 small kernels and 10 M multiply-adds at C=128, R=64,
+H=64, E=128. Inputs and outputs are `contract.RANKER_INPUTS` and `contract.RANKER_OUTPUTS`, in that order.
 
-Shapes: B requests, T window, C candidates, R chains, D levels, M evidence, K chains per candidate, N = B * T, G heads, H width,
-h width of a head, E vector size, X = E + H, A contexts.
+Shapes: B requests, T window, C candidates, R chains, D levels, M evidence, K chains per candidate, N = B * T, G heads,
+H width, h width of a head, E vector size, X = E + H, A contexts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ServedBlock(nn.Module):
         self.attention_norm, self.feed_norm, self.feed = block.attention_norm, block.feed_norm, block.feed
         scale = 1.0 / math.sqrt(self.width / self.heads)
         query_HH, query_H = block.query.weight.detach() * scale, block.query.bias.detach() * scale
-        _, value_H = block.key_value.bias.detach().split(self.width)
+        value_H = block.key_value.bias.detach()[self.width :]
         self.query, self.key_value = _linear(query_HH, query_H), _linear(block.key_value.weight.detach())
         out_HH = block.out.weight.detach()
         self.out = _linear(out_HH, block.out.bias.detach() + out_HH @ value_H)
@@ -69,11 +69,11 @@ class ServedBlock(nn.Module):
         window, length = contract.WINDOW, 1 if self.last_only else contract.WINDOW
         normed_NH = self.attention_norm(x_NH)
         keys_values_BGTh = self._by_head(self.key_value(normed_NH), window, 2)
-        key_BGTh, value_BGTh = keys_values_BGTh.split(self.heads, dim=1)
+        key_BGTh, value_BGTh = keys_values_BGTh[:, : self.heads], keys_values_BGTh[:, self.heads :]
         if self.last_only:
             x_NH, normed_NH = (rows.reshape(-1, window, self.width)[:, -1] for rows in (x_NH, normed_NH))
         query_BGTh = self._by_head(self.query(normed_NH), length, 1)
-        logits_BGTT = torch.matmul(query_BGTh, key_BGTh.transpose(2, 3)) + (padding_B11T + self.bias_GTT)
+        logits_BGTT = torch.matmul(query_BGTh, key_BGTh.transpose(2, 3)) + (padding_B11T + cast(Tensor, self.bias_GTT))
         mixed_BGTh = torch.matmul(torch.softmax(logits_BGTT, dim=-1), value_BGTh)
         x_NH = x_NH + self.out(mixed_BGTh.transpose(1, 2).reshape(-1, self.width))
         y_NH: Tensor = x_NH + self.feed(self.feed_norm(x_NH))

@@ -64,7 +64,7 @@ def retrieve(candidate_vectors_BCE: Tensor, chain_vectors_BRE: Tensor, chain_bia
 
 
 def chain_bias(real_BR: Tensor) -> Tensor:
-    """What is added to a chain's score before the best are taken, float32 [B, R]: a tie step, `PADDED_CHAIN` if padded."""
+    """What is added to a chain's score before the best are taken, float32 [B, R]; see `contract.CHAIN_BIAS`."""
     step_R = torch.arange(real_BR.shape[1], device=real_BR.device).float() * -contract.TIE_STEP
     return torch.where(real_BR, step_R, torch.full_like(step_R, contract.PADDED_CHAIN))
 
@@ -85,17 +85,20 @@ class LevelWeights(nn.Module):
 
     def forward(self) -> Tensor:
         """Weight of each level, >= 0, float32 [D], coarse to fine."""
-        return F.softplus(self.raw_level_D)
+        weights_D: Tensor = F.softplus(self.raw_level_D)
+        return weights_D
 
     def norms(self) -> Tensor:
         """Sum of the weights of the levels down to each, float32 [D]."""
-        return self().cumsum(0)
+        norms_D: Tensor = self().cumsum(0)
+        return norms_D
 
     def over_norm(self, log_weights_BRD: Tensor, exists_BRD: Tensor) -> Tensor:
-        """`level_weights` of the contract: log(1 + w_u) over the norm of the chain's depth, 0 where there is no level."""
+        """`contract.LEVEL_WEIGHTS`: log(1 + w_u) over the norm of the chain's depth, 0 where there is no level."""
         depth_BR1 = exists_BRD.sum(-1, keepdim=True)
         norm_BR1 = self.norms()[(depth_BR1 - 1).clamp(min=0)]
-        return log_weights_BRD * exists_BRD.float() / (norm_BR1 + 1e-9)
+        weights_BRD: Tensor = log_weights_BRD * exists_BRD.float() / norm_BR1
+        return weights_BRD
 
 
 def select_evidence(

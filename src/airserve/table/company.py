@@ -1,8 +1,8 @@
 """What is met together, and what is popular: counts of a behaviour log, as a served table keeps them.
 
-A sequence model learns such counts slowly, and from a sparse log hardly at all. So they are served beside it: each item's
-strongest neighbours, matched with the history by the lookup, and a prior for users of whom nothing is known. Both are
-counted anew whenever a table is made, without training.
+A sequence model learns such counts slowly, and from a sparse log hardly at all. So they are served beside it: each
+item's strongest neighbours, matched with the history by the lookup, and a prior for users of whom nothing is known.
+Both are counted anew whenever a table is made, without training.
 
 Shapes: X events, N catalogue rows without the reserved ones, Q neighbours, S segments.
 """

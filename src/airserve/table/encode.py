@@ -2,8 +2,8 @@
 
 Needs the exported encoders and ONNX Runtime, no torch: this runs every night. Learned vectors are taken for the items
 and nodes that training knew, by item id and title and by a node's path; all others get the encoder's *none*. An item
-whose title changed keeps its vector, unless most titles of the shared ids differ: then the catalogue is another shop's, and
-no id means what it meant.
+whose title changed keeps its vector, unless most titles of the shared ids differ: then the catalogue is another shop's,
+and no id means what it meant.
 
 Shapes: N items, V nodes with node 0, E vector width, H token width, X = E + H, P paths.
 """
@@ -243,7 +243,7 @@ def _encode_nodes(table: IntentTable, encoder: Encoder, ids_VH: Array, dtype: An
     for part in _chunks(arrays.n_nodes):
         inputs = (ids_VH[part], np.asarray(arrays.node_vectors[part]), levels_V[part])
         parts.append(session.run(None, dict(zip(names, inputs, strict=True)))[0].astype(dtype))
-    rows = np.concatenate(parts)
+    rows: Array = np.concatenate(parts)
     rows[contract.PAD_NODE] = 0
     return rows
 
@@ -273,7 +273,8 @@ def _mean_vectors(vectors_VH: Array, nodes_NX: Array) -> Array:
     sums_NH = np.zeros((len(nodes_NX), vectors_VH.shape[1]), dtype=np.float32)
     for place in range(nodes_NX.shape[1]):
         sums_NH += vectors_VH[nodes_NX[:, place]] * real_NX[:, place, None]
-    return sums_NH / np.maximum(real_NX.sum(axis=1), 1)[:, None].astype(np.float32)
+    means_NH: Array = sums_NH / np.maximum(real_NX.sum(axis=1), 1)[:, None].astype(np.float32)
+    return means_NH
 
 
 def likeness(table: IntentTable, rows_X: Array, paths_XP: Array) -> npt.NDArray[np.float16]:

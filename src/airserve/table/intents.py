@@ -3,6 +3,7 @@
 Shapes: B requests, L behaviours, P paths per behaviour, U tree nodes, R chains, D levels.
 """
 
+# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """Look a batch of requests up in a published table: item ids in, the ranker's rows and weights out.
 
-Runs once per call inside Triton's Python backend: standard library and NumPy (1.26 and 2.x) only. No LLM and no network:
-binary searches and gathers in memory-mapped arrays, then one small weighted tree per request. What limits it: some 90
-NumPy calls of 1 to 10 us a request.
+Runs once per call inside Triton's Python backend: standard library and NumPy (1.26 and 2.x) only. No LLM and no
+network: binary searches and gathers in memory-mapped arrays, then one small weighted tree per request. What limits it:
+some 90 NumPy calls of 1 to 10 us a request.
 
 Shapes: B requests, L behaviours, T window, C candidates, P paths per behaviour, R chains, D levels, U tree nodes,
 M evidence, H token width, X row width, Q neighbours.
@@ -104,7 +104,9 @@ class ServedTable(KindIndex[ServedArrays]):
 
     def __init__(self, manifest: TableManifest, arrays: ServedArrays) -> None:
         super().__init__(manifest, arrays)
-        numbers = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest.weighing.items()}
+        numbers: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in manifest.weighing.items()
+        }
         self.weighing = Weighing(**numbers)
         self._actions_A = np.array(self.weighing.actions, dtype=np.float32)
         self._levels_D1 = np.diff(self.weighing.norms, prepend=0.0).astype(np.float32)[:, None]
@@ -176,15 +178,14 @@ class ServedTable(KindIndex[ServedArrays]):
         """The latest behaviours, at the end of a window of a fixed size."""
         size = min(len(rows_L), contract.WINDOW)
         start = contract.WINDOW - size
-        tokens_TH = np.zeros((contract.WINDOW, self.arrays.item_tokens.shape[1]), dtype=np.float16)
+        tokens_TH = np.zeros((contract.WINDOW, self.arrays.item_tokens.shape[1]), dtype=self.arrays.item_tokens.dtype)
         context_T = np.full(contract.WINDOW, contract.PAD_CONTEXT, dtype=np.int32)
         if size:
             self.arrays.item_tokens.take(rows_L[-size:], axis=0, out=tokens_TH[start:], mode="clip")
             gaps = np.zeros(size, dtype=np.int32)
             # The first of the window has no gap, whatever came before it: so was it trained.
-            gaps[1:] = (
-                _GAP_STEPS_S.searchsorted(ages_s_L[-size:-1] - ages_s_L[-size + 1 :], side="right") if size > 1 else 0
-            )
+            latest = ages_s_L[-size:]
+            gaps[1:] = _GAP_STEPS_S.searchsorted(latest[:-1] - latest[1:], side="right")
             context_T[start:] = 1 + actions_L[-size:] * contract.N_GAPS + gaps
         return {contract.WINDOW_TOKENS.name: tokens_TH[None], contract.WINDOW_CONTEXT.name: context_T[None]}
 

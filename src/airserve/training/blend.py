@@ -7,6 +7,7 @@ are; in the other half a share of the items has neither a learned id nor company
 Shapes: X targets, B targets of a batch, C candidates, N catalogue rows, G rows of a grid, S scorers.
 """
 
+# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 import logging
@@ -95,7 +96,7 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
             ]
             measured += 0.5 * _measure(scorers, targets, np.array(grid)[:, : len(scorers)])
     # Of equal ones the one nearest to the trained blend.
-    best = max(range(len(grid)), key=lambda at: (round(measured[at], 9), -abs(grid[at][0] - 1.0), -grid[at][1]))
+    best = max(range(len(grid)), key=lambda at: (round(float(measured[at]), 9), -abs(grid[at][0] - 1.0), -grid[at][1]))
     base_scale, company_scale, intent_scale = grid[best]
     ranker.base_scale.data.fill_(base_scale)
     cast(Tensor, ranker.intent_scale).fill_(intent_scale)
