@@ -36,8 +36,9 @@ def vocabulary_tree(tables: Path, max_children: int = 50) -> tuple[Tree, dict[st
     for node in vocabulary.nodes:
         children[node.parent_id].append(node)
     manifest = table.manifest
-    title = f"[bold]table {manifest.table_version}[/] {manifest.counts['n_items']:,} items, {manifest.counts['n_kinds']:,} kinds"
-    tree = Tree(f"{title}, {len(vocabulary):,} nodes, {manifest.counts['n_paths']:,} paths")
+    n_items, n_kinds, n_paths = (manifest.counts[name] for name in ("n_items", "n_kinds", "n_paths"))
+    title = f"[bold]table {manifest.table_version}[/] {n_items:,} items, {n_kinds:,} kinds"
+    tree = Tree(f"{title}, {len(vocabulary):,} nodes, {n_paths:,} paths")
     _grow(tree, children, 0, max_children)
     covered = table.arrays.item_paths[contract.FIRST_ITEM_ROW :, 0] != NO_PATH
     figures = {
