@@ -11,6 +11,7 @@ from airserve import contract
 from airserve.artifacts import (
     ANSWERS_FILE,
     BEHAVIOURS_FILE,
+    INTENTS_FOLDER,
     ITEMS_FILE,
     MANIFEST_FILE,
     METRICS_FILE,
@@ -100,7 +101,7 @@ def _offline_steps(job: MainJob) -> list[Step]:
             about="intent vocabulary, embeddings, atomic intent table",
             command=_script("offline/build_tables.py", "--data", data, "--intents", intents, "--out", tables),
             reads=(Path("offline/build_tables.py"), data, intents / ANSWERS_FILE, *_source("table")),
-            writes=(tables / VOCABULARY_FILE, tables / SERVING_FOLDER / MANIFEST_FILE),
+            writes=(tables / VOCABULARY_FILE, tables / INTENTS_FOLDER / MANIFEST_FILE),
         ),
         Step(
             name="ranker",
@@ -119,7 +120,7 @@ def _offline_steps(job: MainJob) -> list[Step]:
             reads=(
                 Path("offline/train_ranker.py"),
                 data,
-                tables / SERVING_FOLDER / MANIFEST_FILE,
+                tables / INTENTS_FOLDER / MANIFEST_FILE,
                 *_source("model", "training", "table"),
             ),
             writes=(ranker / RANKER_FILE, ranker / METRICS_FILE),
@@ -128,16 +129,17 @@ def _offline_steps(job: MainJob) -> list[Step]:
 
 
 def _build_steps(job: MainJob) -> list[Step]:
-    tables, ranker, engine, repository = (
-        job.folder / name for name in ("tables", "ranker", "engine", "model_repository")
+    data, tables, ranker, engine, repository = (
+        job.folder / name for name in ("data", "tables", "ranker", "engine", "model_repository")
     )
-    manifest = tables / SERVING_FOLDER / MANIFEST_FILE
+    intents = tables / INTENTS_FOLDER / MANIFEST_FILE
+    rows = tables / SERVING_FOLDER / MANIFEST_FILE
     return [
         Step(
             name="onnx",
-            about="export the ranker to ONNX, check parity",
+            about="export the ranker and its encoders to ONNX, check parity",
             command=_script("build/export_onnx.py", "--ranker", ranker, "--tables", tables, "--out", engine),
-            reads=(Path("build/export_onnx.py"), ranker / RANKER_FILE, manifest, *_source("model", "export")),
+            reads=(Path("build/export_onnx.py"), ranker / RANKER_FILE, intents, *_source("model", "export")),
             writes=(engine / ONNX_FILE, engine / MANIFEST_FILE),
         ),
         Step(
@@ -146,6 +148,19 @@ def _build_steps(job: MainJob) -> list[Step]:
             command=_script("build/compile_engine.py", "--engine", engine),
             reads=(Path("build/compile_engine.py"), engine / ONNX_FILE, *_source("export")),
             writes=(engine / ONNX_FILE,),
+        ),
+        Step(
+            name="rows",
+            about="the encoder's rows of all items and intents, what goes together, what is popular",
+            command=_script("offline/encode_table.py", "--data", data, "--tables", tables, "--engine", engine),
+            reads=(
+                Path("offline/encode_table.py"),
+                data,
+                intents,
+                engine / MANIFEST_FILE,
+                *_source("table", "export"),
+            ),
+            writes=(rows,),
         ),
         Step(
             name="repository",
@@ -162,7 +177,7 @@ def _build_steps(job: MainJob) -> list[Step]:
                 "--variant",
                 "stepwise",
             ),
-            reads=(Path("build/write_repository.py"), engine / ONNX_FILE, manifest, *_source("triton")),
+            reads=(Path("build/write_repository.py"), engine / ONNX_FILE, rows, *_source("triton")),
             writes=(repository / contract.ENSEMBLE_MODEL / MODEL_CONFIG_FILE,),
         ),
     ]
