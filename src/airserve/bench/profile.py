@@ -1,7 +1,7 @@
 """Kernels of the served graph, from ONNX Runtime's own profile.
 
-What limits the graph on a CPU: at these sizes a kernel's fixed cost (2 to 5 us) is as large as its work, so their number
-counts, and the matrix products are what cannot be saved.
+What limits the graph on a CPU: at these sizes a kernel's fixed cost (2 to 5 us) is as large as its work, so their
+number counts, and the matrix products are what cannot be saved.
 """
 
 from __future__ import annotations
