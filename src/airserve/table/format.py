@@ -13,6 +13,7 @@ H token width, X = E + H, S segments, Q neighbours.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -32,8 +33,10 @@ log = logging.getLogger(__name__)
 NO_PATH = -1
 """Fills the unused places of a kind's path numbers."""
 REBUILD = "run offline/build_tables.py again"
-VERIFY_BYTES = 1 << 30
-"""A table of up to this size is hashed whole when it is opened; of a larger one, sizes and headers are checked."""
+SMALL_BYTES = 1 << 30
+"""A table of up to this size is read whole when it is opened, hashed, and held in memory of its own: what happens to its
+files later cannot hurt. A larger one is mapped, and only sizes and headers are checked: its files must stay as they are,
+for reading a mapped file that was cut ends the process (SIGBUS)."""
 
 Array = npt.NDArray[Any]
 
@@ -433,25 +436,26 @@ def _distinct_in_rows(array: Array) -> bool:
 
 
 def read_table(folder: Path, kind: type[A], *, verify: bool | None = None) -> tuple[TableManifest, A]:
-    """Memory-map a published folder.
+    """Open a published folder, read into memory or, where it is large, mapped (`SMALL_BYTES`).
 
     Args:
         folder: the folder with `manifest.json`.
         kind: which arrays it holds.
         verify: hash every file and check every value; without it only the manifest, sizes, dtypes and shapes. None:
-            for tables of up to `VERIFY_BYTES`, said in the log where it is not done.
+            for tables of up to `SMALL_BYTES`, said in the log where it is not done.
 
     Raises:
         ArtifactError: if it is missing, damaged, incomplete, or of another format or contract version.
     """
     manifest = read_manifest(folder, kind)
     subject = str(folder / MANIFEST_FILE)
+    total_bytes = sum(manifest.sizes.values())
+    small = total_bytes <= SMALL_BYTES
     if verify is None:
-        total_bytes = sum(manifest.sizes.values())
-        verify = total_bytes <= VERIFY_BYTES
+        verify = small
         if not verify:
             log.warning("%s: %.1f GB: sizes are checked, checksums are not read", folder, total_bytes / 1e9)
-    arrays = kind(**{name: _map_file(folder, name, manifest, verify=verify) for name in kind.DTYPES})
+    arrays = kind(**{name: _open_file(folder, name, manifest, verify=verify, small=small) for name in kind.DTYPES})
     check_dtypes_and_shapes(arrays, str(folder))
     for name, count in arrays.counts().items():
         if manifest.counts.get(name) != count:
@@ -480,7 +484,7 @@ def read_manifest(folder: Path, kind: type[Arrays]) -> TableManifest:
     return TableManifest.from_json(text, str(path), FORMATS[kind])
 
 
-def _map_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool) -> Array:
+def _open_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool, small: bool) -> Array:
     path = folder / file_name(name)
     expected, size = manifest.files.get(path.name), manifest.sizes.get(path.name)
     if expected is None or size is None:
@@ -491,13 +495,16 @@ def _map_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool)
     try:
         if (got_size := path.stat().st_size) != size:
             raise ArtifactError(str(path), expected=f"{size} bytes", got=str(got_size), remedy=again)
-        if verify and (got := file_sha256(path)) != expected:
+        content = path.read_bytes() if small else None
+        if verify and (got := hashlib.sha256(content).hexdigest() if content else file_sha256(path)) != expected:
             raise ArtifactError(
                 str(path),
                 expected=f"sha256 {expected[:12]}",
                 got=f"{got[:12]}: the file is damaged or from another table",
                 remedy=again,
             )
+        if content is not None:
+            return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
         # A plain view of the map: indexing np.memmap itself costs several times more.
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
