@@ -49,15 +49,22 @@ class Composition(nn.Module):
         Returns:
             float32 [B, C, H]; zeros where a request has no chain.
         """
-        batch, candidates, width = queries_BCH.shape
-        tokens_B1RH = tokens_BRH.unsqueeze(1)
+        tokens_B1RH, scale = tokens_BRH.unsqueeze(1), 1.0 / math.sqrt(tokens_BRH.shape[-1])
         # Heads lie side by side along the chains (X = G * R), so one product serves all of them.
-        keys_BXH = torch.matmul(tokens_B1RH, self.key_GHH * (1.0 / math.sqrt(width))).reshape(batch, -1, width)
-        values_BXH = torch.matmul(tokens_B1RH, self.value_GHH).reshape(batch, -1, width)
-        logits_BCGR = torch.matmul(queries_BCH, keys_BXH.transpose(1, 2)).reshape(batch, candidates, self.heads, -1)
+        keys_BXH = _joined_heads(torch.matmul(tokens_B1RH, self.key_GHH * scale))
+        values_BXH = _joined_heads(torch.matmul(tokens_B1RH, self.value_GHH))
+        logits_BCX = torch.matmul(queries_BCH, keys_BXH.transpose(1, 2))
+        logits_BCGR = logits_BCX.reshape(logits_BCX.shape[0], logits_BCX.shape[1], self.heads, -1)
         # Added, not chosen: a mask per head and chain is slow to broadcast.
         mask_BCR = (kept_BCR.float() - 1.0) * -MASKED_LOGIT
         bias_BCGR = scores_BCR.unsqueeze(2) * self.score_gain_G.unsqueeze(-1) + mask_BCR.unsqueeze(2)
         shares_BCGR = torch.softmax(logits_BCGR + bias_BCGR, dim=-1)
-        composed_BCH: Tensor = torch.matmul(shares_BCGR.reshape(batch, candidates, -1), values_BXH)
+        shares_BCX = shares_BCGR.reshape(shares_BCGR.shape[0], shares_BCGR.shape[1], -1)
+        composed_BCH: Tensor = torch.matmul(shares_BCX, values_BXH)
         return composed_BCH
+
+
+def _joined_heads(by_head_BGRH: Tensor) -> Tensor:
+    """[B, G, R, H] as [B, G * R, H]; sizes are read off the tensor itself, so that the export can drop them."""
+    joined_BXH: Tensor = by_head_BGRH.reshape(by_head_BGRH.shape[0], -1, by_head_BGRH.shape[3])
+    return joined_BXH

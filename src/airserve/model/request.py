@@ -51,9 +51,9 @@ class ServedBlock(nn.Module):
         bias_GTT = torch.where(distance_TT >= 0, bias_GTT, torch.tensor(MASKED_LOGIT))
         self.register_buffer("bias_GTT", bias_GTT[:, -1:] if last_only else bias_GTT)
 
-    def _by_head(self, flat_NX: Tensor, length: int, parts: int) -> Tensor:
+    def _by_head(self, flat_NX: Tensor, parts: int) -> Tensor:
         """Rows [B*T, parts * H] as [B, parts * G, T, h]."""
-        split_BTPh = flat_NX.reshape(-1, length, parts * self.heads, self.width // self.heads)
+        split_BTPh = flat_NX.reshape(-1, contract.WINDOW, parts * self.heads, self.width // self.heads)
         return split_BTPh.transpose(1, 2)
 
     def forward(self, x_NH: Tensor, padding_B11T: Tensor) -> Tensor:
@@ -66,16 +66,20 @@ class ServedBlock(nn.Module):
         Returns:
             float32 [B * T, H], or [B, H].
         """
-        window, length = contract.WINDOW, 1 if self.last_only else contract.WINDOW
         normed_NH = self.attention_norm(x_NH)
-        keys_values_BGTh = self._by_head(self.key_value(normed_NH), window, 2)
+        keys_values_BGTh = self._by_head(self.key_value(normed_NH), 2)
         key_BGTh, value_BGTh = keys_values_BGTh[:, : self.heads], keys_values_BGTh[:, self.heads :]
         if self.last_only:
-            x_NH, normed_NH = (rows.reshape(-1, window, self.width)[:, -1] for rows in (x_NH, normed_NH))
-        query_BGTh = self._by_head(self.query(normed_NH), length, 1)
+            x_NH = x_NH.reshape(-1, contract.WINDOW, self.width)[:, -1]
+            # One row: cheaper normed again than taken out of the normed ones.
+            query_BGTh = self.query(self.attention_norm(x_NH)).reshape(-1, self.heads, 1, self.width // self.heads)
+        else:
+            query_BGTh = self._by_head(self.query(normed_NH), 1)
         logits_BGTT = torch.matmul(query_BGTh, key_BGTh.transpose(2, 3)) + (padding_B11T + cast(Tensor, self.bias_GTT))
         mixed_BGTh = torch.matmul(torch.softmax(logits_BGTT, dim=-1), value_BGTh)
-        x_NH = x_NH + self.out(mixed_BGTh.transpose(1, 2).reshape(-1, self.width))
+        # Of one position the heads lie side by side already.
+        mixed_NH = (mixed_BGTh if self.last_only else mixed_BGTh.transpose(1, 2)).reshape(-1, self.width)
+        x_NH = x_NH + self.out(mixed_NH)
         y_NH: Tensor = x_NH + self.feed(self.feed_norm(x_NH))
         return y_NH
 
@@ -115,7 +119,7 @@ class ServedTower(nn.Module):
 
     def forward(self, tokens_BTH: Tensor, context_BT: Tensor) -> Tensor:
         """The user's vector, float32 [B, H]; meaningless for an empty history."""
-        padding_B11T = F.embedding(context_BT, cast(Tensor, self.padding_A).unsqueeze(-1))[..., 0][:, None, None]
+        padding_B11T = cast(Tensor, self.padding_A)[context_BT].reshape(-1, 1, 1, contract.WINDOW)
         x_BTH = tokens_BTH + F.embedding(context_BT, cast(Tensor, self.contexts_AH))
         x_NH = self.input_norm(x_BTH.reshape(-1, x_BTH.shape[2]))
         for block in self.blocks:
@@ -166,7 +170,8 @@ class RequestNetwork(nn.Module):
         base_BC = torch.matmul(candidate_tokens.float(), user_BH.unsqueeze(-1))[..., 0]
         chains_BRX = (level_weights.unsqueeze(-1) * chain_rows.float()).sum(2)
         targets_BCX = candidate_targets.float()
-        evidence_BRH = self.evidence(evidence_tokens.float().flatten(2))
+        evidence_BRX = evidence_tokens.float().reshape(evidence_tokens.shape[0], evidence_tokens.shape[1], -1)
+        evidence_BRH = self.evidence(evidence_BRX)
         tokens_BRH = self.composition.norm(chains_BRX[..., self.vector_size :] + evidence_BRH)
         found = retrieve(targets_BCX[..., : self.vector_size], chains_BRX[..., : self.vector_size], chain_bias)
         intent_BC = self.ranker_head(targets_BCX[..., self.vector_size :], tokens_BRH, found)
