@@ -54,6 +54,8 @@ Report = dict[str, Any]
 Given = Mapping[str, State]
 """The trained models that another one needs, by name."""
 BASE, APART = "sasrec_id_text", "sasrec_apart"
+WARM_BASE, WARM_APART = "sasrec_warm", "sasrec_warm_apart"
+"""The same without id dropout."""
 NO_LIMIT_MINUTES = 1e6
 """A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
 TUNING_DRAWS = 3
@@ -197,6 +199,8 @@ class Sequential:
     """Binary cross entropy with one uniform negative a position, as in the SASRec paper, instead of sampled softmax."""
     apart: bool = False
     """Without the users that the intent stage learns from, see `TrainSettings.apart_share`."""
+    cold: bool = True
+    """Trained for cold items too, with id dropout."""
     seeded: bool = True
     needs: tuple[str, ...] = ()
 
@@ -211,13 +215,14 @@ class Sequential:
         code += [airserve.study.losses] if self.bce else []
         sizes = [asdict(s.ranker.sequence), asdict(s.sequence_fit), s.sequence_negatives, s.sequence_batch]
         which = [s.apart_share, source_digest([Training.is_apart, Training.fit_apart])] if self.apart else []
-        return [study.data_digest, self.use_titles, self.bce, sizes, s.steps_per_epoch, s.valid_examples,
+        return [study.data_digest, self.use_titles, self.bce, self.cold, sizes, s.steps_per_epoch, s.valid_examples,
                 s.valid_as_popular_as_training, source_digest(code), *which]  # fmt: skip
 
     def network(self, study: Study) -> SequenceModel:
         """An untrained one."""
         settings = replace(study.train.ranker.sequence, use_item_vectors=self.use_titles)
-        if not self.use_titles:  # an item that has nothing but its id cannot do without it
+        # An item that has nothing but its id cannot do without it.
+        if not (self.use_titles and self.cold):
             settings = replace(settings, id_dropout=0.0)
         if self.bce:  # as published: plain dot products
             settings = replace(settings, temperature=0.0)
@@ -251,7 +256,13 @@ class Intents:
     use_tree: bool = True
     use_target: bool = True
     seeded: bool = True
-    needs: tuple[str, ...] = (BASE, APART)
+    cold: bool = True
+    """Trained for cold items too, with id dropout."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return (BASE, APART) if self.cold else (WARM_BASE, WARM_APART)
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
@@ -265,7 +276,7 @@ class Intents:
         ]  # fmt: skip
         s = asdict(study.train)
         settings = {name: value for name, value in s.items() if not name.startswith("sequence")}
-        return [study.data_digest, study.table_digest, self.variant, self.use_tree, self.use_target,
+        return [study.data_digest, study.table_digest, self.variant, self.use_tree, self.use_target, self.cold,
                 settings, source_digest(code)]  # fmt: skip
 
     def table(self, study: Study, seed: int) -> IntentTable:
@@ -276,9 +287,16 @@ class Intents:
 
     def network(self, study: Study, table: IntentTable, given: Given) -> Ranker:
         """An untrained intent stage on a trained base."""
-        settings = replace(study.train.ranker, use_intents=True, use_tree=self.use_tree, use_target=self.use_target)
+        sequence = study.train.ranker.sequence if self.cold else replace(study.train.ranker.sequence, id_dropout=0.0)
+        settings = replace(
+            study.train.ranker,
+            sequence=sequence,
+            use_intents=True,
+            use_tree=self.use_tree,
+            use_target=self.use_target,
+        )
         ranker = checkpoint.new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
-        ranker.base.load_state_dict(given[BASE])
+        ranker.base.load_state_dict(given[self.needs[0]])
         return ranker.to(study.device)
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
@@ -287,7 +305,7 @@ class Intents:
         table = self.table(study, seed)
         ranker = self.network(study, table, given)
         apart = copy.deepcopy(ranker.base)
-        apart.load_state_dict(given[APART])
+        apart.load_state_dict(given[self.needs[1]])
         report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0, apart)
         whole = checkpoint.on_cpu(ranker.state_dict())
         state = {name: tensor for name, tensor in whole.items() if not name.startswith("base.")}
@@ -297,7 +315,7 @@ class Intents:
     def assembled(self, study: Study, table: IntentTable, given: Given, state: State) -> Ranker:
         """The whole ranker, base and intent stage, in evaluation mode."""
         ranker = self.network(study, table, given)
-        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in given[BASE].items()}})
+        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in given[self.needs[0]].items()}})
         return ranker.eval()
 
     def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
@@ -318,7 +336,7 @@ class Blended:
     @property
     def needs(self) -> tuple[str, ...]:
         """See `Model`."""
-        return (BASE, self.stage, APART)
+        return (*HELPERS[self.stage].needs, self.stage)
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
@@ -394,6 +412,7 @@ MODELS: dict[str, Model] = {
     "sasrec_id_bce": Sequential(label="SASRec (ID), BCE", use_titles=False, bce=True),
     "sasrec_id": Sequential(label="SASRec (ID)", use_titles=False),
     BASE: Sequential(label="SASRec (ID + text)", use_titles=True),
+    "air_warm": Blended(label="AIR, not trained for cold items", stage="stage_warm"),
     "no_intents": Blended(label="re-ranker without intents", stage="stage_no_intents"),
     "air_shuffled": Blended(label="AIR, intents shuffled", stage="stage_shuffled"),
     "air_no_tree": Blended(label="AIR without tree", stage="stage_no_tree"),
@@ -404,6 +423,9 @@ MODELS: dict[str, Model] = {
 """In the order of the report."""
 HELPERS: dict[str, Model] = {
     APART: Sequential(label="base of other users", use_titles=True, apart=True),
+    WARM_BASE: Sequential(label="base without id dropout", use_titles=True, cold=False),
+    WARM_APART: Sequential(label="base of other users, no id dropout", use_titles=True, cold=False, apart=True),
+    "stage_warm": Intents(label="stage without id dropout", cold=False),
     "stage_no_intents": Intents(label="stage without intents", variant="items"),
     "stage_shuffled": Intents(label="stage of shuffled intents", variant="shuffled"),
     "stage_no_tree": Intents(label="stage without tree", use_tree=False),

@@ -34,9 +34,9 @@ NO_PATH = -1
 """Fills the unused places of a kind's path numbers."""
 REBUILD = "run offline/build_tables.py again"
 SMALL_BYTES = 1 << 30
-"""A table of up to this size is read whole when it is opened, hashed, and held in memory of its own: what happens to its
-files later cannot hurt. A larger one is mapped, and only sizes and headers are checked: its files must stay as they are,
-for reading a mapped file that was cut ends the process (SIGBUS)."""
+"""A table of up to this size is read whole when it is opened, hashed, and held in memory of its own: what happens to
+its files later cannot hurt. A larger one is mapped, and only sizes and headers are checked: its files must stay as they
+are, for reading a mapped file that was cut ends the process (SIGBUS)."""
 
 Array = npt.NDArray[Any]
 
