@@ -245,8 +245,8 @@ class ClientCore:
                     status=DEADLINE_EXCEEDED,
                 )
             try:
-                if failed is not None:
-                    failed, met = None, failed
+                met, failed = failed, None
+                if met is not None:
                     raise met
                 outcome = yield from ask(remaining_s)
             except InferenceServerException as error:

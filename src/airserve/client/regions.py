@@ -108,7 +108,7 @@ class RegionPool:
         free = _free_bytes() if os.path.isdir(SHARED_FOLDER) else 0
         if free < REGION_BYTES:
             raise EngineError(
-                f"shared_memory: expected at least {REGION_BYTES >> 20} MiB free in {SHARED_FOLDER}, got "
+                f"shared_memory: expected at least {-(-REGION_BYTES >> 20)} MiB free in {SHARED_FOLDER}, got "
                 f"{free >> 20} MiB; start the container with a larger --shm-size, or connect without shared memory"
             )
         self.give_back(self._create())

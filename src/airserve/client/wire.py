@@ -123,9 +123,9 @@ def _fitted(spec: TensorSpec, array: npt.NDArray[Any] | None, batch: int, asked:
             if candidates > asked and any(candidates == each["C"] for each in contract.SHAPE_CLASSES):
                 return array[:, :asked]
     got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-    shown = [f"1 to {contract.MAX_CHAINS}" if axis == "R" else size for axis, size in zip(spec.axes, wanted, strict=True)]
+    shown = [f"1 to {size}" if axis == "R" else str(size) for axis, size in zip(spec.axes, wanted, strict=True)]
     raise ServerError(
-        f"{spec.name}: expected {spec.dtype.__name__} [{', '.join(map(str, shown))}], the server sent {got}",
+        f"{spec.name}: expected {spec.dtype.__name__} [{', '.join(shown)}], the server sent {got}",
         status=INTERNAL,
     )
 
@@ -173,9 +173,7 @@ def plan_layout(tensors: Tensors, outputs: Sequence[str]) -> Layout:
     end = 0
     sized = [(spec, tensors[spec.name].shape) for spec in contract.REQUEST]
     batch = len(tensors[contract.CANDIDATE_ITEMS.name])
-    sized += [
-        (spec, response_shape(spec.name, batch, contract.MAX_CANDIDATES)) for spec in map(response_spec, outputs)
-    ]
+    sized += [(spec, response_shape(spec.name, batch, contract.MAX_CANDIDATES)) for spec in map(response_spec, outputs)]
     for spec, shape in sized:
         placed.append(Placed(spec=spec, shape=tuple(shape), offset=end))
         end += -(-placed[-1].n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
