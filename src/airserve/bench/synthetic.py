@@ -21,7 +21,7 @@ N_SEGMENTS = 3
 
 
 def _tree_paths(rng: np.random.Generator, n_nodes: int, n_paths: int) -> np.ndarray:
-    """int32 [n_paths, D], distinct paths of a random forest over the node ids 1 .. n_nodes - 1, parents before children."""
+    """int32 [n_paths, D], distinct paths of a random forest over the ids 1 .. n_nodes - 1, parents before children."""
     parents = np.zeros(n_nodes, dtype=np.int32)
     levels = np.zeros(n_nodes, dtype=np.int32)
     for node in range(2, n_nodes):
