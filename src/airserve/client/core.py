@@ -19,7 +19,7 @@ from airserve import contract
 from airserve.client.agreement import check_agreement
 from airserve.client.connection import KeepAlive, TlsSettings, channel_settings
 from airserve.client.plan import Part, merge_answers, plan_calls
-from airserve.client.raw import arrays_of, encode_infer, timeout_us
+from airserve.client.raw import arrays_of, encode_infer, queue_timeout_us
 from airserve.client.regions import REGION_BYTES, Region, RegionPool
 from airserve.client.request import Id, RankRequest, encode_items, to_tensors
 from airserve.client.result import RankResult, from_tensors
@@ -74,7 +74,7 @@ class Infer:
 
     def message(self) -> bytes:
         """The call, encoded."""
-        return encode_infer(self.tensors, self.outputs, timeout_us=timeout_us(self.timeout_s))
+        return encode_infer(self.tensors, self.outputs, timeout_us=queue_timeout_us(self.timeout_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,7 @@ class ClientCore:
                 "model_name": contract.ENSEMBLE_MODEL,
                 "inputs": inputs,
                 "outputs": outputs,
-                "timeout": timeout_us(remaining_s),
+                "timeout": queue_timeout_us(remaining_s),
                 "client_timeout": remaining_s,
             },
         )

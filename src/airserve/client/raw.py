@@ -29,7 +29,7 @@ TIMEOUT_KEY, TIMEOUT_VALUE = b"\x0a\x07timeout\x12", b"\x10"
 _NAMES = tuple(spec.name for spec in contract.REQUEST)
 
 
-def timeout_us(remaining_s: float) -> int:
+def queue_timeout_us(remaining_s: float) -> int:
     """A deadline as Triton's queues take it, microseconds >= 1."""
     return max(1, round(remaining_s * 1e6))
 
@@ -82,7 +82,7 @@ def _timeout(us: int) -> bytes:
     return PARAMETER + _varint(len(entry)) + entry
 
 
-class Layout(NamedTuple):
+class AnswerLayout(NamedTuple):
     """Where the tensors of an answer lie, and every byte of it that is not theirs."""
 
     between: tuple[tuple[int, int, bytes], ...]
@@ -91,7 +91,7 @@ class Layout(NamedTuple):
     """Name, dtype, shape and start of each."""
 
 
-_layouts: dict[int, Layout] = {}
+_layouts: dict[int, AnswerLayout] = {}
 """By the length of an answer, the last one of it: a client asks for the same sizes again and again."""
 MAX_LAYOUTS = 256
 
@@ -114,7 +114,7 @@ def decode_infer(answer: bytes) -> dict[str, npt.NDArray[Any]]:
     return {name: np.ndarray(shape, dtype, answer, start) for name, dtype, shape, start in layout.tensors}
 
 
-def _read_layout(answer: bytes) -> Layout:
+def _read_layout(answer: bytes) -> AnswerLayout:
     """Parse an answer. Its tensors come last, as every protobuf library writes them; others are refused.
 
     Raises:
@@ -135,7 +135,7 @@ def _read_layout(answer: bytes) -> Layout:
         between.insert(0, (start - len(tag), start, tag))
         end = start - len(tag)
     between.insert(0, (0, end, answer[:end]))
-    return Layout(tuple(between), tuple(tensors))
+    return AnswerLayout(tuple(between), tuple(tensors))
 
 
 def infer_method(client: Any) -> Callable[..., Any] | None:

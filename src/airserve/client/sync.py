@@ -13,7 +13,14 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from airserve.client.core import Call, ClientCore, Infer, Outcome, Steps
-from airserve.client.raw import arrays_of, as_server_exception, decode_infer, encode_infer, infer_method, timeout_us
+from airserve.client.raw import (
+    arrays_of,
+    as_server_exception,
+    decode_infer,
+    encode_infer,
+    infer_method,
+    queue_timeout_us,
+)
 from airserve.client.request import Id, RankRequest
 from airserve.client.result import RankResult
 from airserve.client.retry import Deadline
@@ -85,7 +92,7 @@ class RankClient(ClientCore):
         remaining_s = deadline.remaining_s()
         if self._send is not None and self._regions is None and remaining_s > 0:
             check_tensors(tensors)
-            message = encode_infer(tensors, outputs, timeout_us=timeout_us(remaining_s))
+            message = encode_infer(tensors, outputs, timeout_us=queue_timeout_us(remaining_s))
             try:
                 answer = arrays_of(decode_infer(self._send(message, timeout=remaining_s)), outputs)
             except grpc.RpcError as error:
