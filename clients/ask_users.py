@@ -13,6 +13,7 @@ from airserve.artifacts import SAMPLE_ANSWERS_FILE
 from airserve.bench.latency import time_calls
 from airserve.cli import run_script
 from airserve.client import NodeTexts, RankClient, to_tensors
+from airserve.client.wire import PLAIN_OUTPUTS
 from airserve.files import write_json
 from airserve.progress import track
 from airserve.showcase import Catalogue, Presenter, as_record, logged_users
@@ -53,11 +54,10 @@ def main(
         answers = [client.rank([user.request], explain=True)[0] for user in users[: max(show, record)]]
         for user, answer in zip(users[:show], answers[:show], strict=True):
             presenter.show(user, answer)
-        wanted = [contract.SCORES.name, contract.COVERAGE.name, contract.TABLE_VERSION.name]
         tensors = [to_tensors([user.request]) for user in users]
-        timed = time_calls(lambda request: client.infer(request, wanted), tensors)
+        timed = time_calls(lambda request: client.infer(request, PLAIN_OUTPUTS), tensors)
         coverage = [
-            float(client.infer(request, wanted)[contract.COVERAGE.name][0, 0])
+            float(client.infer(request, PLAIN_OUTPUTS)[contract.COVERAGE.name][0, 0])
             for request in track(tensors, "measuring coverage", len(tensors), "requests")
         ]
         version = server.version()

@@ -71,6 +71,7 @@ def main(
     conditions = {
         "variant": settings.variant_for("embedded"),
         "contract_version": contract.CONTRACT_VERSION,
+        "encoder": local.table.manifest.encoder,
         "grpc_experiments": os.environ["GRPC_EXPERIMENTS"],
     }
     return conditions | figures

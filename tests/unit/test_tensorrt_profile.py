@@ -33,23 +33,22 @@ def test_a_profile_is_min_opt_max_in_the_rank_of_the_input(spec: TensorSpec) -> 
 
 @each_input
 def test_every_axis_takes_its_bounds_from_the_contract(spec: TensorSpec) -> None:
-    for axis, size, *bounds in zip(spec.axes, (-1, *spec.dims), *profile_shapes(spec), strict=True):
+    dims = spec.dims_for(contract.USUAL_SIZES)
+    for axis, size, *bounds in zip(spec.axes, (-1, *dims), *profile_shapes(spec), strict=True):
         assert bounds == (list(contract.PROFILE[axis]) if size == -1 else [size] * 3)
 
 
 def test_the_largest_request_of_the_contract_fits_the_profile() -> None:
     high = {spec: profile_shapes(spec)[2] for spec in contract.RANKER_INPUTS}
-    assert high[contract.BEHAVIOUR_ROWS] == (contract.MAX_BATCH, contract.MAX_BEHAVIOURS)
-    assert high[contract.BEHAVIOUR_CHAINS] == (contract.MAX_BATCH, contract.MAX_BEHAVIOURS, contract.MAX_PATHS)
-    assert high[contract.CANDIDATE_ROWS] == (contract.MAX_BATCH, contract.MAX_CANDIDATES)
-    assert high[contract.CHAIN_SLOTS] == (contract.MAX_BATCH, contract.MAX_CHAINS, contract.MAX_DEPTH)
-    assert high[contract.TREE_NODES] == (contract.MAX_BATCH, contract.MAX_TREE_NODES)
+    assert high[contract.CHAIN_BIAS] == (contract.MAX_BATCH, contract.MAX_CHAINS)
+    assert high[contract.CANDIDATE_PRIOR] == (contract.MAX_BATCH, contract.MAX_CANDIDATES)
+    assert high[contract.LEVEL_WEIGHTS] == (contract.MAX_BATCH, contract.MAX_CHAINS, contract.MAX_DEPTH)
 
 
-def test_a_single_request_with_a_history_and_a_candidate_of_one_fits_the_profile() -> None:
-    for spec in contract.RANKER_INPUTS:
-        low = profile_shapes(spec)[0]
-        assert all(size == 1 for size, wanted in zip(low[1:], spec.dims, strict=True) if wanted == -1)
+def test_a_single_request_without_a_history_and_with_one_candidate_fits_the_profile() -> None:
+    low = {spec: profile_shapes(spec)[0] for spec in contract.RANKER_INPUTS}
+    assert low[contract.CANDIDATE_PRIOR] == (1, 1)
+    assert low[contract.CHAIN_BIAS] == (1, contract.MIN_CHAINS)
 
 
 @each_input
@@ -93,7 +92,7 @@ def test_tensorrt_counts_as_missing_when_polygraphy_is(monkeypatch: pytest.Monke
 
 
 def write_plan(folder: Path) -> None:
-    same = {"contract_version": 1, "catalogue_sha256": "c", "vocabulary_sha256": "v", "onnx_sha256": "o"}
+    same = {"contract_version": 1, "encoder": "e", "onnx_sha256": "o"}
     (folder / "manifest.json").write_text(json.dumps(same))
     (folder / PLAN_FILE).write_bytes(b"a plan")
     (folder / PLAN_MANIFEST).write_text(json.dumps({"tensorrt": "11.0", **plan_identity(folder, b"a plan")}))
@@ -118,7 +117,7 @@ def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
         check_plan(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["contract_version", "catalogue_sha256", "vocabulary_sha256", "onnx_sha256"])
+@pytest.mark.parametrize("key", ["contract_version", "encoder", "onnx_sha256"])
 def test_a_plan_of_another_graph_is_refused(tmp_path: Path, key: str) -> None:
     write_plan(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
