@@ -22,7 +22,16 @@ from airserve.table.lookup import ServedTable
 
 log = logging.getLogger(__name__)
 CHUNK = 1 << 18
-BY_ROW = ("item_paths", "item_likeness", "item_tokens", "item_targets", "item_prior", "neighbours", "neighbour_weights")
+BY_ROW = (
+    "item_paths",
+    "item_likeness",
+    "item_tokens",
+    "item_targets",
+    "item_prior",
+    "item_bias",
+    "neighbours",
+    "neighbour_weights",
+)
 
 
 def _chunks(start: int, stop: int) -> Iterator[slice]:

@@ -29,7 +29,7 @@ SEGMENT_EVENTS = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Company:
-    """How what is met together counts in a score; chosen on held-out targets."""
+    """How what is met together, and what is new, counts in a score; chosen on held-out targets."""
 
     scale: float = 0.0
     """Of log(1 + sum / `format.COMPANY_FLOOR`) beside the other scores; 0: none."""
@@ -39,12 +39,16 @@ class Company:
     """Latest known behaviours that count."""
     decay: float = 0.75
     """Weight of each of them over that of the next later one."""
+    cold_bias: float = 0.0
+    """Added to the score of an item without a learned id, >= 0: the tower knows less of it, and does not rank high what
+    it does not know."""
 
     def __post_init__(self) -> None:
-        if self.scale < 0 or self.shrinkage < 0 or self.last < 1 or not 0 < self.decay <= 1:
+        least = min(self.scale, self.shrinkage, self.cold_bias)
+        if least < 0 or self.last < 1 or not 0 < self.decay <= 1:
             raise UserError(
                 "Company",
-                expected="scale, shrinkage >= 0, last >= 1, 0 < decay <= 1",
+                expected="scale, shrinkage, cold_bias >= 0, last >= 1, 0 < decay <= 1",
                 got=str(self),
                 remedy="change the settings",
             )

@@ -123,6 +123,7 @@ class Encoder:
             company_scale=company.scale,
             company_last=company.last,
             company_decay=company.decay,
+            cold_bias=company.cold_bias,
         )
 
     def session(self, name: str) -> ort.InferenceSession:
@@ -183,7 +184,7 @@ def encode_rows(
         dtype: of the rows.
 
     Returns:
-        `node_rows`, `item_tokens` and `item_targets` as in `ServedArrays`, and what was found.
+        `node_rows`, `item_tokens`, `item_targets` and `item_bias` as in `ServedArrays`, and what was found.
 
     Raises:
         ArtifactError: if the vectors have another width than the encoder's, or a row comes out as no number.
@@ -200,7 +201,7 @@ def encode_rows(
     node_place = _places(learned.nodes, arrays.node_keys)
     node_ids_V3H = np.where((node_place >= 0)[:, None, None], learned.node_ids[node_place], learned.no_node)
     node_rows = _encode_nodes(table, encoder, node_ids_V3H[:, 0], dtype)
-    ids_NH, found = _item_ids(table, learned)
+    ids_NH, bias_N, found = _item_ids(table, learned)
     item_nodes_NPD = np.concatenate([arrays.paths, np.zeros((1, contract.MAX_DEPTH), dtype=np.int32)])[
         arrays.item_paths
     ]
@@ -219,6 +220,7 @@ def encode_rows(
         tokens.append(made[0].astype(dtype))
         targets.append(made[1].astype(dtype))
     rows = {"node_rows": node_rows, "item_tokens": np.concatenate(tokens), "item_targets": np.concatenate(targets)}
+    rows["item_bias"] = bias_N * np.float32(encoder.company.cold_bias)
     for name in ("item_tokens", "item_targets"):
         rows[name][contract.PAD_ROW] = 0
     for name, array in rows.items():
@@ -248,8 +250,8 @@ def _encode_nodes(table: IntentTable, encoder: Encoder, ids_VH: Array, dtype: An
     return rows
 
 
-def _item_ids(table: IntentTable, learned: Learned) -> tuple[Array, dict[str, Any]]:
-    """Learned id vectors of all catalogue rows, float32 [N + 2, H], and what was found about them."""
+def _item_ids(table: IntentTable, learned: Learned) -> tuple[Array, Array, dict[str, Any]]:
+    """Id vectors of all catalogue rows, float32 [N + 2, H], 1 where there is none, float32 [N + 2], and the counts."""
     place = _places(learned.items, table.items)
     shared = place >= 0
     same = learned.titles[place] == table.arrays.title_keys
@@ -264,7 +266,8 @@ def _item_ids(table: IntentTable, learned: Learned) -> tuple[Array, dict[str, An
     ids_NH = np.tile(learned.no_item, (table.arrays.n_rows, 1)).astype(np.float32)
     ids_NH[contract.FIRST_ITEM_ROW :][shared] = learned.item_ids[place[shared]]
     changed = int((shared & ~same).sum())
-    return ids_NH, {"items_learned": int(shared.sum()), "titles_changed": changed, "foreign": foreign}
+    without_N = np.concatenate([np.zeros(contract.FIRST_ITEM_ROW), ~shared]).astype(np.float32)
+    return ids_NH, without_N, {"items_learned": int(shared.sum()), "titles_changed": changed, "foreign": foreign}
 
 
 def _mean_vectors(vectors_VH: Array, nodes_NX: Array) -> Array:

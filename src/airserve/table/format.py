@@ -184,6 +184,8 @@ class ServedArrays(Arrays):
     """float16 [N + 2, X] of the item encoder; row 0 zeros."""
     item_prior: Array
     """float16 [N + 2, 1 + S], popularity over all, then by segment, see `table/popularity.py`."""
+    item_bias: Array
+    """float32 [N + 2], added to an item's score: for items without a learned id."""
     neighbours: Array
     """int32 [N + 2, Q] rows of what is met together with an item, 0 where none."""
     neighbour_weights: Array
@@ -197,6 +199,7 @@ class ServedArrays(Arrays):
         "item_tokens": np.float16,
         "item_targets": np.float16,
         "item_prior": np.float16,
+        "item_bias": np.float32,
         "neighbours": np.int32,
         "neighbour_weights": np.float16,
     }
@@ -219,6 +222,7 @@ class ServedArrays(Arrays):
             "item_tokens": (self.n_rows, width(self.item_tokens)),
             "item_targets": (self.n_rows, width(self.node_rows)),
             "item_prior": (self.n_rows, width(self.item_prior)),
+            "item_bias": (self.n_rows,),
             "neighbours": (self.n_rows, width(self.neighbours)),
             "neighbour_weights": (self.n_rows, width(self.neighbours)),
         }
@@ -236,7 +240,7 @@ class ServedArrays(Arrays):
         ]
         for name in ("node_rows", "item_tokens", "item_targets"):
             found += _zeros_then_finite(name, getattr(self, name), 1)
-        for name in ("kind_likeness", "item_likeness", "item_prior", "neighbour_weights"):
+        for name in ("kind_likeness", "item_likeness", "item_prior", "item_bias", "neighbour_weights"):
             found.append((name, "finite numbers", bool(np.isfinite(getattr(self, name)).all())))
         return found
 
@@ -257,6 +261,8 @@ class Weighing:
     """Latest known behaviours that count for it."""
     company_decay: float = 1.0
     """Weight of each of them over that of the next later one."""
+    cold_bias: float = 0.0
+    """In `item_bias` of items without a learned id; 0: it need not be looked at."""
 
     def __post_init__(self) -> None:
         numbers = [*self.actions, self.decay_per_day, *self.norms, self.company_scale, self.company_decay]

@@ -111,6 +111,7 @@ class ServedTable(KindIndex[ServedArrays]):
         self._actions_A = np.array(self.weighing.actions, dtype=np.float32)
         self._levels_D1 = np.diff(self.weighing.norms, prepend=0.0).astype(np.float32)[:, None]
         self._decay_per_s = np.float32(-self.weighing.decay_per_day / SECONDS_PER_DAY)
+        self._has_bias = self.weighing.cold_bias > 0
         last = self.weighing.company_last if arrays.neighbours.shape[1] and self.weighing.company_scale else 0
         self._recency_W1 = (self.weighing.company_decay ** np.arange(last, dtype=np.float32))[:, None]
 
@@ -237,6 +238,8 @@ class ServedTable(KindIndex[ServedArrays]):
         """What is added to the candidates' scores."""
         if informed:
             prior_C = self._company(rows_L, rows_C)
+            if self._has_bias:
+                prior_C += self.arrays.item_bias.take(rows_C)
         else:
             by_segment = self.arrays.item_prior.shape[1]
             column = 1 + segment if 1 + segment < by_segment else 0

@@ -165,4 +165,4 @@ def _prior(table: ReferenceTable, rows: list[int], segment: int, row: int, *, in
         for near, weight in zip(arrays.neighbours[other].tolist(), arrays.neighbour_weights[other], strict=True):
             if near == row:
                 total += float(weight) * weighing.company_decay**back
-    return weighing.company_scale * math.log1p(total / COMPANY_FLOOR)
+    return weighing.company_scale * math.log1p(total / COMPANY_FLOOR) + float(arrays.item_bias[row])

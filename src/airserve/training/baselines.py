@@ -123,3 +123,10 @@ def company_scorer(log: Log, shrinkage: float, recency: Recency) -> Scorer:
         return torch.log1p(summed(batch, candidate_rows_BC) / COMPANY_FLOOR)
 
     return score
+
+
+def cold_scorer(known_N: Tensor) -> Scorer:
+    """1 for items without a learned id, 0 for others."""
+    cold_N = (~known_N).float().cpu()
+    cold_N[: contract.FIRST_ITEM_ROW] = 0.0
+    return lambda batch, rows_BC: cold_N[rows_BC.long()]

@@ -11,9 +11,9 @@ Shapes: X targets, B targets of a batch, C candidates, N catalogue rows, G rows 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from airserve.model.sequence import dropped
 from airserve.table.company import Company, as_matrix, strongest
 from airserve.table.format import COMPANY_FLOOR
 from airserve.training import evaluation
-from airserve.training.baselines import Recency, log_neighbours, neighbour_scorer, sequence_scorer
+from airserve.training.baselines import Recency, cold_scorer, log_neighbours, neighbour_scorer, sequence_scorer
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, RankBatch
 
@@ -39,6 +39,10 @@ COMPANY_GRID = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 INTENT_GRID = (0.0, 1.0)
 """Intents count once or not at all: only ratios matter, and a log may be too small for them."""
 SHRINKAGES, DECAYS, LASTS = (0.0, 10.0, 50.0), (1.0, 0.9, 0.75), (10, 50)
+COLD_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+COLD_PRICE = 0.01
+"""Of new items as many are let in as cost at most this share of the measure over all targets: a platform that never
+shows what is new learns nothing of it, and the measure cannot tell so small a difference anyway."""
 COLD_SHARE, COLD_SALT = 0.2, 20
 """Of the items that are made cold while the blend is chosen."""
 
@@ -85,26 +89,37 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
     cold_N = dropped(rows_N, COLD_SALT, COLD_SHARE) & (rows_N >= contract.FIRST_ITEM_ROW)
     company = _choose_company(log, targets)
     similarity = as_matrix(*strongest(log_neighbours(log, company.shrinkage)))
-    grid = list(product(BASE_GRID, COMPANY_GRID, INTENT_GRID if intents else (0.0,)))
-    measured = np.zeros(len(grid))
-    for hidden_N in (torch.zeros_like(cold_N), cold_N):
-        with without_ids(ranker, hidden_N.to(device)):
-            scorers = [
-                sequence_scorer(ranker.base),
-                _company_scorer(_without(similarity, hidden_N.numpy()), company),
-                *([intents(ranker)] if intents else []),
-            ]
-            measured += 0.5 * _measure(scorers, targets, np.array(grid)[:, : len(scorers)])
+
+    def measured(grid: Sequence[tuple[float, ...]]) -> Array:
+        """The measure of every row of weights: base, company, intents, cold bias."""
+        found = np.zeros(len(grid))
+        for hidden_N in (torch.zeros_like(cold_N), cold_N):
+            with without_ids(ranker, hidden_N.to(device)):
+                scorers = [
+                    sequence_scorer(ranker.base),
+                    _company_scorer(_without(similarity, hidden_N.numpy()), company),
+                    intents(ranker) if intents else cold_scorer(torch.ones_like(cold_N)),
+                    cold_scorer(cast(Tensor, ranker.base.items.ids.known_N)),
+                ]
+                found += 0.5 * _measure(scorers, targets, np.array(grid))
+        return found
+
+    # The bias is chosen behind the others: a whole grid of four would take minutes.
+    grid = list(product(BASE_GRID, COMPANY_GRID, INTENT_GRID if intents else (0.0,), (0.0,)))
+    quality = measured(grid)
     # Of equal ones the one nearest to the trained blend.
-    best = max(range(len(grid)), key=lambda at: (round(float(measured[at]), 9), -abs(grid[at][0] - 1.0), -grid[at][1]))
-    base_scale, company_scale, intent_scale = grid[best]
+    best = max(range(len(grid)), key=lambda at: (round(float(quality[at]), 9), -abs(grid[at][0] - 1.0), -grid[at][1]))
+    base_scale, company_scale, intent_scale, _ = grid[best]
+    biases = measured([(base_scale, company_scale, intent_scale, bias) for bias in COLD_GRID])
+    cold_bias = max(
+        bias for bias, one in zip(COLD_GRID, biases, strict=True) if one >= (1.0 - COLD_PRICE) * quality[best]
+    )
     ranker.base_scale.data.fill_(base_scale)
     cast(Tensor, ranker.intent_scale).fill_(intent_scale)
-    chosen = Company(scale=company_scale, shrinkage=company.shrinkage, last=company.last, decay=company.decay)
+    chosen = replace(company, scale=company_scale, cold_bias=cold_bias)
     logger.info(
-        "blend: base x %.2f, intents x %.0f, company x %.2f (%s), NDCG@10 %.4f on valid",
-        base_scale, intent_scale, company_scale, chosen, measured[best],
-    )  # fmt: skip
+        "blend: base x %.2f, intents x %.0f, %s, NDCG@10 %.4f on valid", base_scale, intent_scale, chosen, quality[best]
+    )
     return chosen
 
 

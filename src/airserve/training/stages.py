@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,14 @@ from airserve.model.sequence import SequenceModel
 from airserve.table.company import Company
 from airserve.table.intents import IntentTable
 from airserve.training import evaluation
-from airserve.training.baselines import Recency, company_scorer, popularity_scorer, sequence_scorer, target_counts
+from airserve.training.baselines import (
+    Recency,
+    cold_scorer,
+    company_scorer,
+    popularity_scorer,
+    sequence_scorer,
+    target_counts,
+)
 from airserve.training.blend import BlendTargets, choose
 from airserve.training.checkpoint import Trained, new_ranker
 from airserve.training.device import CPU, device_of, moved
@@ -311,6 +318,8 @@ def air_scorer(ranker: Ranker, log: Log | None = None, company: Company | None =
     if log is not None and company is not None and company.scale:
         recency = Recency(last=company.last, decay=company.decay)
         parts.append((company.scale, company_scorer(log, company.shrinkage, recency)))
+    if company is not None and company.cold_bias:
+        parts.append((company.cold_bias, cold_scorer(cast(Tensor, ranker.base.items.ids.known_N))))
     return summed(parts)
 
 
