@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from airserve import contract
-from airserve.data.schema import BEHAVIOURS_FILE, ITEMS_FILE, Dataset, load_dataset, write_parquet
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE, VECTORS_FILE
+from airserve.data.schema import Dataset, load_dataset, write_parquet
 from airserve.errors import UserError
 from airserve.study import metrics
 from airserve.study.models import Study
@@ -21,7 +22,6 @@ from airserve.study.protocol import Protocol
 from airserve.study.report import headline, results_json
 from airserve.study.run import Runner, run_study
 from airserve.study.sample import COLD_SEED, USERS_SEED, Sample, is_chosen, is_held_out, without_items
-from airserve.table.vectors import VECTORS_FILE
 from airserve.training.baselines import cosine_neighbours, target_counts
 from airserve.training.evaluation import Bootstrap
 from airserve.training.examples import make_request, next_targets, rank_batches, sequence_batches, training_targets
