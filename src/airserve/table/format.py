@@ -180,7 +180,7 @@ class ServedArrays(Arrays):
     item_targets: Array
     """float16 [N + 2, X] of the item encoder; row 0 zeros."""
     item_prior: Array
-    """float16 [N + 2, 1 + S], popularity over all, then by segment, see `table/popularity.py`."""
+    """float16 [N + 2, 1 + S], popularity over all, then by segment, see `company.popularity`."""
     neighbours: Array
     """int32 [N + 2, Q] rows of what is met together with an item, 0 where none."""
     neighbour_weights: Array
@@ -215,7 +215,7 @@ class ServedArrays(Arrays):
             "node_rows": (self.n_nodes, width(self.node_rows)),
             "item_tokens": (self.n_rows, width(self.item_tokens)),
             "item_targets": (self.n_rows, width(self.node_rows)),
-            "item_prior": (self.n_rows, width(self.item_prior)),
+            "item_prior": (self.n_rows, max(width(self.item_prior), 1)),
             "neighbours": (self.n_rows, width(self.neighbours)),
             "neighbour_weights": (self.n_rows, width(self.neighbours)),
         }
@@ -235,6 +235,8 @@ class ServedArrays(Arrays):
             found += _zeros_then_finite(name, getattr(self, name), 1)
         for name in ("kind_likeness", "item_likeness", "item_prior", "neighbour_weights"):
             found.append((name, "finite numbers", bool(np.isfinite(getattr(self, name)).all())))
+        # The logarithm of a negative sum is no number.
+        found.append(("neighbour_weights", "weights >= 0", not bool((self.neighbour_weights < 0).any())))
         return found
 
 
@@ -254,6 +256,26 @@ class Weighing:
     """Latest known behaviours that count for it."""
     company_decay: float = 1.0
     """Weight of each of them over that of the next later one."""
+
+    @classmethod
+    def of_manifest(cls, values: Mapping[str, Any]) -> Weighing:
+        """What a served table's manifest says.
+
+        Raises:
+            ArtifactError: if a number is missing, not known or no number.
+        """
+        try:
+            numbers = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            if numbers.keys() != {one.name for one in fields(cls)}:
+                raise TypeError(f"has {', '.join(sorted(numbers)) or 'nothing'}")
+            return cls(**numbers)
+        except TypeError as error:
+            raise ArtifactError(
+                "weighing",
+                expected=f"the numbers {', '.join(one.name for one in fields(cls))}",
+                got=str(error),
+                remedy="make the table again with offline/encode_table.py",
+            ) from None
 
     def __post_init__(self) -> None:
         numbers = [*self.actions, self.decay_per_day, *self.norms, self.company_scale, self.company_decay]
