@@ -45,7 +45,12 @@ COLUMNS = {contract.USER_SEGMENT.name}
 OFFLINE = ("src/airserve/data/", "src/airserve/intents/", "src/airserve/table/", "src/airserve/training/",
            "src/airserve/world/", "src/airserve/showcase.py", "offline/")  # fmt: skip
 """Where Parquet files are read and written, and a string may be such a column."""
-ONLINE = ("src/airserve/table/format.py", "src/airserve/table/lookup.py", "src/airserve/table/tree.py")
+ONLINE = (
+    "src/airserve/table/arrays.py",
+    "src/airserve/table/format.py",
+    "src/airserve/table/lookup.py",
+    "src/airserve/table/tree.py",
+)
 """Modules of those folders that run in the server: tensors only, no columns."""
 
 NOT_A_TENSOR = {
@@ -172,13 +177,13 @@ def test_the_contract_needs_numpy_and_the_errors_only() -> None:
     assert {file.stem for file in loaded_with(path)} == {"__init__", "contract", "errors"}
 
 
-@pytest.mark.parametrize("name", ["format", "lookup", "tree"])
+@pytest.mark.parametrize("name", ["arrays", "format", "lookup", "tree"])
 def test_the_lookup_needs_numpy_and_the_contract_only(name: str) -> None:
     path = LIBRARY / "table" / f"{name}.py"
     loaded = loaded_with(path)
     assert {relative(file) for file in loaded} <= {
         *(f"src/airserve/{part}.py" for part in ("__init__", "artifacts", "contract", "errors", "table/__init__")),
-        *(f"src/airserve/table/{part}.py" for part in ("format", "lookup", "tree")),
+        *(f"src/airserve/table/{part}.py" for part in ("arrays", "format", "lookup", "tree")),
     }
     assert set().union(*map(foreign_imports, loaded)) <= NUMPY_ONLY
 

@@ -1,4 +1,4 @@
-"""Tree weights, retrieval and evidence of the trained form are those of the plain reference; the served form's are its own."""
+"""Tree weights, retrieval and evidence are those of the plain reference, and the served form is the trained one."""
 
 from __future__ import annotations
 
@@ -263,12 +263,12 @@ class Served:
     table: ServedTable
     network: RequestNetwork
 
-    def trained_scores(self, request: dict[str, Array]) -> tuple[Array, Array]:
-        """Scores and kept chains' weights by the trained form, without what is met together."""
+    def trained(self, request: dict[str, Array]) -> tuple[Array, ...]:
+        """Scores, kept chains and their weights by the trained form, without what is met together."""
         rows = torch.from_numpy(self.intents.rows(request[contract.CANDIDATE_ITEMS.name]))
         with torch.no_grad():
             scores, found, _ = self.ranker(*map(torch.from_numpy, self.intents.trees(request)), rows)
-        return scores.numpy(), found.weights_BCK.numpy()
+        return scores.numpy(), found.index_BCK.numpy(), found.weights_BCK.numpy()
 
     def rank(self, looked_up: dict[str, Array]) -> tuple[Array, ...]:
         inputs = ranker_inputs(looked_up)
@@ -278,7 +278,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """Random learned vectors, some items and nodes without one."""
+    """Random learned vectors, some items without one."""
     folder = tmp_path_factory.mktemp("forms")
     intents = write_intents(folder / "tables", random_arrays(n_items=300, n_nodes=90, n_paths=70))
     torch.manual_seed(3)
@@ -293,11 +293,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         ):
             ids.weight_NH.normal_(std=0.3)
             ids.none_H.normal_(std=0.3)
-            known = torch.rand(len(ids.weight_NH)) < 0.7
-            known[: contract.FIRST_ITEM_ROW if ids is ranker.base.items.ids else 1] = False
-            ids.set_known(known)
-        for ids in (ranker.node_tokens.ids, ranker.queries.main_nodes, ranker.queries.other_nodes):
-            ids.set_known(torch.arange(len(ids.weight_NH)) > 0)
+        known = torch.rand(len(intents.item_vectors)) < 0.7
+        known[: contract.FIRST_ITEM_ROW] = False
+        ranker.base.items.ids.set_known(known)
         for block in ranker.base.blocks:
             block.distance_GT.normal_()
             block.key_value.bias.normal_()
@@ -318,10 +316,12 @@ def cut(request: dict[str, Array], length: int) -> dict[str, Array]:
 def test_lookup_encoders_and_request_network_score_as_the_trained_form(served: Served, length: int) -> None:
     for request in sample_requests(served.intents, 4, seed=length):
         request = cut(request, length)
-        expected, expected_weights = served.trained_scores(request)
-        scores, _, weights = served.rank(served.table.lookup(request))
-        # The table's rows are fp16.
-        np.testing.assert_allclose(scores, expected, atol=2e-2)
+        expected, expected_chains, expected_weights = served.trained(request)
+        scores, chains, weights = served.rank(served.table.lookup(request))
+        # The table's rows are fp16: of nearly equal chains another may be the last that is kept.
+        same = (np.sort(chains, axis=-1) == np.sort(expected_chains, axis=-1)).all(axis=-1)
+        assert same.mean() > 0.9
+        np.testing.assert_allclose(scores[same], expected[same], atol=1e-2)
         np.testing.assert_allclose(weights, expected_weights, atol=5e-3)
         assert np.abs(expected).max() > 0.1
 
@@ -332,7 +332,7 @@ def test_an_unknown_item_in_the_history_is_served_as_it_was_trained(served: Serv
     items[0, [2, 5]] = 10**15
     request[contract.BEHAVIOUR_ITEMS.name] = items
     scores = served.rank(served.table.lookup(request))[0]
-    np.testing.assert_allclose(scores, served.trained_scores(request)[0], atol=2e-2)
+    np.testing.assert_allclose(scores, served.trained(request)[0], atol=1e-2)
 
 
 def test_an_unknown_candidate_scores_below_all_known_ones(served: Served) -> None:

@@ -356,6 +356,21 @@ def test_a_small_training_learns_from_intents_what_users_order(tmp_path: Path) -
     assert new_ranker(table, scores).settings.use_intents is False
 
 
+def test_items_that_training_never_saw_are_no_negatives_and_have_no_id(tmp_path: Path) -> None:
+    log = shop_log(40)
+    unseen = np.setdiff1d(log.candidate_rows, log.rows[log.splits == 0])
+    assert unseen.size, "some product was never ordered in training"
+    training = Training(make_table(), log, TrainSettings(ranker=SMALL, minutes_budget=0.01), tmp_path, "mark")
+    drawn, _ = training.sampler.draw(20_000, np.random.default_rng(0))
+    assert set(drawn.tolist()) == set(np.setdiff1d(log.candidate_rows, unseen).tolist())
+    ranker = new_ranker(make_table(), SMALL)
+    training.fit_sequence("base", ranker.base, 1.0)
+    known = ranker.base.items.ids.known_N
+    assert not known[torch.from_numpy(log.untrained_rows).long()].any()
+    assert not known[: contract.FIRST_ITEM_ROW].any()
+    assert known.sum() == N_ITEMS - len(log.untrained_rows)
+
+
 def test_the_intent_stage_learns_from_users_that_the_base_apart_has_not_seen(tmp_path: Path) -> None:
     settings = TrainSettings(
         ranker=SMALL,
