@@ -45,7 +45,12 @@ COLUMNS = {contract.USER_SEGMENT.name}
 OFFLINE = ("src/airserve/data/", "src/airserve/intents/", "src/airserve/table/", "src/airserve/training/",
            "src/airserve/world/", "src/airserve/showcase.py", "offline/")  # fmt: skip
 """Where Parquet files are read and written, and a string may be such a column."""
-ONLINE = ("src/airserve/table/format.py", "src/airserve/table/lookup.py", "src/airserve/table/tree.py")
+ONLINE = (
+    "src/airserve/table/arrays.py",
+    "src/airserve/table/format.py",
+    "src/airserve/table/lookup.py",
+    "src/airserve/table/tree.py",
+)
 """Modules of those folders that run in the server: tensors only, no columns."""
 
 NOT_A_TENSOR = {
@@ -53,6 +58,7 @@ NOT_A_TENSOR = {
     ("clients/ask_users.py", contract.COVERAGE.name): "key of the script's result, read by the summary",
     ("src/airserve/showcase.py", contract.COVERAGE.name): "key of a sample answer",
     ("src/airserve/showcase.py", contract.EVIDENCE.name): "key of a sample answer",
+    ("offline/encode_table.py", contract.TABLE_VERSION.name): "key of the script's result",
     ("src/airserve/table/build.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/table/report.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/training/checkpoint.py", contract.TABLE_VERSION.name): "key of a table's manifest",
@@ -65,32 +71,8 @@ FILE_NAMES = {
 }
 """Names of artifacts.py, those of files; a folder's name is also an everyday word."""
 
-NAMES_FILES_ITSELF = frozenset(
-    {
-        "src/airserve/export/onnx.py",
-        "src/airserve/export/runtime.py",
-        "src/airserve/export/tensorrt.py",
-        "src/airserve/table/build.py",
-        "src/airserve/table/format.py",
-        "src/airserve/training/checkpoint.py",
-        "src/airserve/triton/model_answers.py",
-        "src/airserve/triton/repository.py",
-    }
-)
-"""Files that still hold names of artifacts.py as literals. To shrink, never to grow."""
-
-RENAMES_FILES_ITSELF = frozenset(
-    {
-        "src/airserve/export/onnx.py",
-        "src/airserve/export/precision.py",
-        "src/airserve/export/tensorrt.py",
-        "src/airserve/table/publish.py",
-        "src/airserve/training/checkpoint.py",
-        "src/airserve/triton/repository.py",
-    }
-)
-"""Files that still rename on their own. To shrink to the two that swap whole folders, which files.py does not do:
-table/publish.py and triton/repository.py."""
+SWAPS_FOLDERS = frozenset({"src/airserve/table/publish.py", "src/airserve/triton/repository.py"})
+"""Files that rename on their own: they swap whole folders, which files.py does not do. Never to grow."""
 
 NUMPY_ONLY = frozenset({"numpy"})
 IN_TRITON = frozenset({"numpy", "onnxruntime", "triton_python_backend_utils"})
@@ -195,13 +177,13 @@ def test_the_contract_needs_numpy_and_the_errors_only() -> None:
     assert {file.stem for file in loaded_with(path)} == {"__init__", "contract", "errors"}
 
 
-@pytest.mark.parametrize("name", ["format", "lookup", "tree"])
+@pytest.mark.parametrize("name", ["arrays", "format", "lookup", "tree"])
 def test_the_lookup_needs_numpy_and_the_contract_only(name: str) -> None:
     path = LIBRARY / "table" / f"{name}.py"
     loaded = loaded_with(path)
     assert {relative(file) for file in loaded} <= {
         *(f"src/airserve/{part}.py" for part in ("__init__", "artifacts", "contract", "errors", "table/__init__")),
-        *(f"src/airserve/table/{part}.py" for part in ("format", "lookup", "tree")),
+        *(f"src/airserve/table/{part}.py" for part in ("arrays", "format", "lookup", "tree")),
     }
     assert set().union(*map(foreign_imports, loaded)) <= NUMPY_ONLY
 
@@ -216,6 +198,12 @@ def test_tritons_python_models_need_only_what_the_servers_environment_has() -> N
         if (foreign := foreign_imports(file) - IN_TRITON)
     }
     assert not needed
+
+
+def test_rows_are_encoded_without_torch() -> None:
+    foreign = set().union(*map(foreign_imports, loaded_with(LIBRARY / "table" / "encode.py")))
+    assert "onnxruntime" in foreign
+    assert foreign <= {"numpy", "onnxruntime", "scipy"}
 
 
 def test_file_names_and_writes_need_the_standard_library_only() -> None:
@@ -318,20 +306,18 @@ def test_only_files_py_gives_a_written_file_its_name() -> None:
         for path in (*modules(), *scripts())
         if path != LIBRARY / "files.py"
     }
-    assert not [line for name, lines in found.items() if name not in RENAMES_FILES_ITSELF for line in lines]
-    assert {name for name in RENAMES_FILES_ITSELF if not found.get(name)} == set(), "take these off the list"
+    assert not [line for name, lines in found.items() if name not in SWAPS_FOLDERS for line in lines]
+    assert {name for name in SWAPS_FOLDERS if not found.get(name)} == set(), "take these off the list"
 
 
 def test_file_names_stand_in_artifacts_only() -> None:
-    found = {
-        relative(path): [
-            f"{relative(path)}:{line}: {text!r}; use airserve.artifacts" for line, text in file_names(path)
-        ]
+    found = [
+        f"{relative(path)}:{line}: {text!r}; use airserve.artifacts"
         for path in (*modules(), *scripts())
         if path != LIBRARY / "artifacts.py"
-    }
-    assert not [line for name, lines in found.items() if name not in NAMES_FILES_ITSELF for line in lines]
-    assert {name for name in NAMES_FILES_ITSELF if not found.get(name)} == set(), "take these off the list"
+        for line, text in file_names(path)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_every_name_of_artifacts_says_what_it_is() -> None:

@@ -13,7 +13,7 @@ from airserve.study import metrics
 from airserve.study.models import Study
 from airserve.study.prepare import without_held_out_histories
 from airserve.study.variants import with_items_for_intents, with_shuffled_intents
-from airserve.training.baselines import Recency, cosine_neighbours
+from airserve.training.baselines import Recency, log_neighbours
 from airserve.training.evaluation import Bootstrap, difference, rivals
 
 
@@ -129,7 +129,7 @@ def test_without_intents_a_history_is_looked_up_as_its_items(study: Study) -> No
 
 def test_item_knn_counts_users_in_common_and_shrinks(study: Study) -> None:
     log = study.log
-    plain, shrunk = cosine_neighbours(log, 0.0).toarray(), cosine_neighbours(log, 5.0).toarray()
+    plain, shrunk = log_neighbours(log, 0.0).toarray(), log_neighbours(log, 5.0).toarray()
     sets = {int(s): set(log.rows[(log.starts == s) & (log.splits == 0)]) for s in np.unique(log.starts)}
     i, j = np.argwhere(plain > 0)[0]
     both = sum(i in rows and j in rows for rows in sets.values())

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from airserve import contract
-from airserve.data.schema import BEHAVIOURS_FILE, ITEMS_FILE, Dataset, load_dataset, write_parquet
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE, VECTORS_FILE
+from airserve.data.schema import Dataset, load_dataset, write_parquet
 from airserve.errors import UserError
 from airserve.study import metrics
 from airserve.study.models import Study
@@ -21,8 +22,7 @@ from airserve.study.protocol import Protocol
 from airserve.study.report import headline, results_json
 from airserve.study.run import Runner, run_study
 from airserve.study.sample import COLD_SEED, USERS_SEED, Sample, is_chosen, is_held_out, without_items
-from airserve.table.vectors import VECTORS_FILE
-from airserve.training.baselines import cosine_neighbours, target_counts
+from airserve.training.baselines import log_neighbours, target_counts
 from airserve.training.evaluation import Bootstrap
 from airserve.training.examples import make_request, next_targets, rank_batches, sequence_batches, training_targets
 
@@ -93,9 +93,9 @@ def test_nothing_that_is_counted_knows_a_cold_item(cold: Study, study: Study) ->
     rows = cold.cold_rows
     assert target_counts(study.log, study.task)[rows].any()
     assert not target_counts(cold.log, cold.task)[rows].any()
-    assert cosine_neighbours(study.log, 0.0)[rows].nnz
-    assert not cosine_neighbours(cold.log, 0.0)[rows].nnz
-    assert not cosine_neighbours(cold.log, 0.0)[:, rows].nnz
+    assert log_neighbours(study.log, 0.0)[rows].nnz
+    assert not log_neighbours(cold.log, 0.0)[rows].nnz
+    assert not log_neighbours(cold.log, 0.0)[:, rows].nnz
 
 
 def test_the_log_says_which_rows_were_never_trained_on(cold: Study, study: Study) -> None:

@@ -20,7 +20,7 @@ from airserve.table import vectors
 from airserve.table.answers import read_answers
 from airserve.table.build import BuildSettings, build_tables
 from airserve.table.format import file_sha256
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 
 THEMES = ("cat", "coffee", "garden", "bicycle")
 SMALL = DeriveSettings(groups=(2, 4, 8), width=8)
@@ -184,7 +184,7 @@ def test_tables_of_derived_intents_stand_in_their_own_space_and_refuse_another_s
     derive_folder(tmp_path, tmp_path / "intents", SMALL, cache=None)
     settings = BuildSettings(data=tmp_path, intents=tmp_path / "intents", out=tmp_path / "tables", cache=None)
     build_tables(settings)
-    table = IntentTable.open(tmp_path / "tables" / "serving")
+    table = IntentTable.open(tmp_path / "tables" / "intents")
     answers = tmp_path / "intents" / "answers.parquet"
     own = vectors.read_vectors(tmp_path / "intents" / "vectors.npz", table.items, file_sha256(answers))
     np.testing.assert_allclose(table.item_vectors[contract.FIRST_ITEM_ROW :], own, atol=1e-6)

@@ -15,10 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
-
-# Under these names for study/prepare.py too.
-from airserve.artifacts import BEHAVIOURS_FILE as BEHAVIOURS_FILE
-from airserve.artifacts import ITEMS_FILE as ITEMS_FILE
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE
 from airserve.contract import ACTIONS, PAD_ITEM
 from airserve.errors import DataError
 from airserve.files import atomic_path

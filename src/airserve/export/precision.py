@@ -7,7 +7,6 @@ outputs keep the contract's dtypes; rows come in fp16 anyway.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from airserve import contract
+from airserve.artifacts import FP16_FILE, ONNX_FILE
 from airserve.errors import EngineError
 from airserve.export.parity import CORNERS, open_session, random_inputs
-from airserve.triton.config_names import FP16_FILE, ONNX_FILE
+from airserve.files import atomic_path
 
 HALF_SCOPES = ("/tower/", "/composition/", "/head", "/evidence/")
 """Module names, as the exporter writes them in front of node names."""
@@ -114,18 +114,14 @@ def write_fp16(folder: Path, sizes: Mapping[str, int]) -> dict[str, float]:
     Raises:
         EngineError: if they differ by more than `FP16_TOLERANCE`.
     """
-    temporary = folder / f"{FP16_FILE}.tmp-{os.getpid()}"
-    onnx.save(to_fp16(onnx.load(str(folder / ONNX_FILE))), str(temporary))
-    try:
+    with atomic_path(folder / FP16_FILE) as temporary:
+        onnx.save(to_fp16(onnx.load(str(folder / ONNX_FILE))), str(temporary))
         figures = compare_scores(folder / ONNX_FILE, temporary, CORNERS, sizes)
         if figures["max_difference"] > FP16_TOLERANCE:
             raise EngineError(
                 f"{FP16_FILE}: scores differ from fp32 by {figures['max_difference']:.2g}, at most {FP16_TOLERANCE:g} "
                 "is accepted; serve the fp32 graph"
             )
-        os.replace(temporary, folder / FP16_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
     return figures
 
 

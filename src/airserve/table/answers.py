@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airserve import contract
-from airserve.artifact_schemas import ANSWERS_SCHEMA
-from airserve.artifact_schemas import SEGMENT_COLUMN as SEGMENT_COLUMN  # For table/atomic.py too.
+from airserve.artifact_schemas import ANSWERS_SCHEMA, SEGMENT_COLUMN
 from airserve.errors import DataError
 from airserve.table.format import kind_keys
 

@@ -89,7 +89,6 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
     node_table, item_table = _tables(settings, items, intents, node_vectors, title_vectors)
-    default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
     arrays = IntentArrays(
         items=items,
         kinds=intents.kinds,
@@ -119,7 +118,7 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         "paths": manifest.counts["n_paths"],
         "kinds": manifest.counts["n_kinds"],
         "items": manifest.counts["n_items"],
-        "item_coverage": round(float((default_paths[:, 0] != NO_PATH).mean()), 4),
+        "item_coverage": round(float((intents.item_paths[contract.FIRST_ITEM_ROW :, 0] != NO_PATH).mean()), 4),
         "answers_left_out": answers.n_foreign,
         "nodes_merged": len(merged),
         "texts_embedded": n_embedded,

@@ -96,7 +96,7 @@ class Encoder:
                     )
             with np.load(folder / LEARNED_FILE, allow_pickle=False) as stored:
                 learned = Learned(**{name: stored[name] for name in Learned.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 str(folder), expected="an exported encoder", got=f"{type(error).__name__}: {error}", remedy=REMEDY
             ) from None
@@ -199,7 +199,8 @@ def encode_rows(
             remedy="build the tables with the embedder and projection of training (--previous)",
         )
     node_place = _places(learned.nodes, arrays.node_keys)
-    node_ids_V3H = np.where((node_place >= 0)[:, None, None], learned.node_ids[node_place], learned.no_node)
+    node_ids_V3H = np.tile(learned.no_node, (arrays.n_nodes, 1, 1)).astype(np.float32)
+    node_ids_V3H[node_place >= 0] = learned.node_ids[node_place[node_place >= 0]]
     node_rows = _encode_nodes(table, encoder, node_ids_V3H[:, 0], dtype)
     ids_NH, bias_N, found = _item_ids(table, learned)
     item_nodes_NPD = np.concatenate([arrays.paths, np.zeros((1, contract.MAX_DEPTH), dtype=np.int32)])[
@@ -254,7 +255,8 @@ def _item_ids(table: IntentTable, learned: Learned) -> tuple[Array, Array, dict[
     """Id vectors of all catalogue rows, float32 [N + 2, H], 1 where there is none, float32 [N + 2], and the counts."""
     place = _places(learned.items, table.items)
     shared = place >= 0
-    same = learned.titles[place] == table.arrays.title_keys
+    same = np.zeros(len(shared), dtype=np.bool_)
+    same[shared] = learned.titles[place[shared]] == table.arrays.title_keys[shared]
     foreign = bool(shared.any() and (same & shared).sum() < SAME_SHOP * shared.sum())
     if foreign:
         log.warning(

@@ -104,10 +104,7 @@ class ServedTable(KindIndex[ServedArrays]):
 
     def __init__(self, manifest: TableManifest, arrays: ServedArrays) -> None:
         super().__init__(manifest, arrays)
-        numbers: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in manifest.weighing.items()
-        }
-        self.weighing = Weighing(**numbers)
+        self.weighing = Weighing.of_manifest(manifest.weighing)
         self._actions_A = np.array(self.weighing.actions, dtype=np.float32)
         self._levels_D1 = np.diff(self.weighing.norms, prepend=0.0).astype(np.float32)[:, None]
         self._decay_per_s = np.float32(-self.weighing.decay_per_day / SECONDS_PER_DAY)

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
-from airserve.artifacts import MERGES_FILE as MERGES_FILE  # For table/build.py.
 from airserve.errors import DataError, UserError
 from airserve.files import write_text
 from airserve.table.vocabulary import NodeKey, Vocabulary, canonical_path, folded_text

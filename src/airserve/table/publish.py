@@ -15,6 +15,7 @@ import numpy as np
 
 from airserve import contract
 from airserve.artifacts import MANIFEST_FILE
+from airserve.files import atomic_stream, write_text
 from airserve.table.format import (
     FORMATS,
     Arrays,
@@ -64,17 +65,9 @@ def publish_table(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     numbers = {} if weighing is None else asdict(weighing)
     try:
-        files, sizes = {}, {}
-        for name in arrays.DTYPES:
-            path = temporary / file_name(name)
-            with path.open("wb") as stream:
-                np.save(stream, np.ascontiguousarray(getattr(arrays, name)), allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-            files[path.name], sizes[path.name] = file_sha256(path), path.stat().st_size
+        files, sizes = _write_arrays(temporary, arrays)
         content = [files, n_segments, vocabulary_sha256, encoder, numbers]
         manifest = TableManifest(
             format=FORMATS[type(arrays)],
@@ -89,16 +82,23 @@ def publish_table(
             encoder=encoder,
             weighing=numbers,
         )
-        with (temporary / MANIFEST_FILE).open("w", encoding="utf-8") as text:
-            text.write(manifest.to_json())
-            text.flush()
-            os.fsync(text.fileno())
-        _sync_folder(temporary)
+        write_text(temporary / MANIFEST_FILE, manifest.to_json(), sync=True)
         _take_name(temporary, folder)
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def _write_arrays(folder: Path, arrays: Arrays) -> tuple[dict[str, str], dict[str, int]]:
+    """Write one synced file per array; sha256 and bytes of each file, by its name."""
+    files, sizes = {}, {}
+    for name in arrays.DTYPES:
+        path = folder / file_name(name)
+        with atomic_stream(path, sync=True) as stream:
+            np.save(stream, np.ascontiguousarray(getattr(arrays, name)), allow_pickle=False)
+        files[path.name], sizes[path.name] = file_sha256(path), path.stat().st_size
+    return files, sizes
 
 
 def _version_of(content: list[Any]) -> int:

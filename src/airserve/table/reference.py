@@ -75,6 +75,10 @@ def lookup_one(table: ReferenceTable, behaviours: Behaviours, segment: int, cand
     chains = _chains(behaviours, paths_of)
     fresh = [math.exp(-weighing.decay_per_day * age_s / SECONDS_PER_DAY) for _, _, age_s in behaviours]
     rows = [table.row(item) for item, _, _ in behaviours]
+    kept = set(chains)
+    passed_by = [
+        {node for number, _ in paths if number in kept for node in table.nodes_of_path[number]} for paths in paths_of
+    ]
     shown = max(len(chains), contract.MIN_CHAINS)
     nodes = np.zeros((shown, contract.MAX_DEPTH), dtype=np.int32)
     weights = np.zeros((shown, contract.MAX_DEPTH), dtype=np.float32)
@@ -84,11 +88,7 @@ def lookup_one(table: ReferenceTable, behaviours: Behaviours, segment: int, cand
         path = table.nodes_of_path[number]
         nodes[place, : len(path)] = path
         for level, node in enumerate(path):
-            passing = [
-                at
-                for at, paths in enumerate(paths_of)
-                if any(node in table.nodes_of_path[other] for other, _ in paths if other in chains)
-            ]
+            passing = [at for at, passed in enumerate(passed_by) if node in passed]
             fused = sum(weighing.actions[behaviours[at][1]] * fresh[at] for at in passing)
             weights[place, level] = math.log1p(math.log1p(len(passing)) * fused) / weighing.norms[len(path) - 1]
         relevant = sorted(

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
-from airserve.artifacts import VECTORS_FILE as VECTORS_FILE  # For table/build.py.
 from airserve.errors import DataError
 from airserve.files import atomic_stream
 

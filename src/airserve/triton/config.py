@@ -17,9 +17,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, PLAN_FILE
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
-from airserve.triton.config_names import ONNX_FILE, PADS, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US, WARMUP_BATCHES
+from airserve.triton.config_names import PADS, QUEUE_SIZE, QUEUE_TIMEOUT_US, WARMUP_BATCHES
 from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]

@@ -14,10 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airserve import contract
+from airserve.artifacts import (
+    MANIFEST_FILE,
+    MODEL_CONFIG_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+    PLAN_MANIFEST,
+    SERVING_FOLDER,
+    TABLE_FOLDER,
+    WARMUP_FOLDER,
+)
 from airserve.errors import ArtifactError
 from airserve.export.tensorrt import check_plan
 from airserve.triton.config import ServingSettings, Target, all_configs, warmup_files
-from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST, TABLE_FOLDER, WARMUP_FOLDER
+from airserve.triton.config_names import FUSED_SOURCE
 
 VERSION = "1"
 MODEL_SOURCE = '''"""Source: airserve/triton/python_models/{name}.py."""
@@ -41,8 +51,8 @@ class RepositorySource:
 
     def __post_init__(self) -> None:
         for path, script in (
-            (self.tables / "serving" / "manifest.json", "offline/encode_table.py"),
-            (self.engine / "manifest.json", "build/export_onnx.py"),
+            (self.tables / SERVING_FOLDER / MANIFEST_FILE, "offline/encode_table.py"),
+            (self.engine / MANIFEST_FILE, "build/export_onnx.py"),
         ):
             if not path.exists():
                 raise ArtifactError(str(path), expected="a manifest", got="no such file", remedy=f"run {script} first")
@@ -57,8 +67,8 @@ def check_same_encoder(source: RepositorySource) -> dict[str, int]:
     Raises:
         ArtifactError: naming both sides.
     """
-    table = json.loads((source.tables / "serving" / "manifest.json").read_text())
-    engine = json.loads((source.engine / "manifest.json").read_text())
+    table = json.loads((source.tables / SERVING_FOLDER / MANIFEST_FILE).read_text())
+    engine = json.loads((source.engine / MANIFEST_FILE).read_text())
     for key, remedy in (
         ("contract_version", "make both again with this release"),
         ("encoder", "make the table's rows with this engine: offline/encode_table.py"),
@@ -84,7 +94,7 @@ def write_static(
     for name, text in all_configs(target, settings, sizes).items():
         version = folder / name / VERSION
         version.mkdir(parents=True, exist_ok=True)
-        (folder / name / "config.pbtxt").write_text(text)
+        (folder / name / MODEL_CONFIG_FILE).write_text(text)
         if 'backend: "python"' in text:
             source = FUSED_SOURCE if name == contract.ENSEMBLE_MODEL else name
             (version / "model.py").write_text(MODEL_SOURCE.format(name=source))
@@ -122,7 +132,7 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
     write_static(fresh, source.target, source.settings, sizes)
     table_model = contract.ENSEMBLE_MODEL if fused else contract.LOOKUP_MODEL
     engine_model = contract.ENSEMBLE_MODEL if fused else contract.RANKER_MODEL
-    shutil.copytree(source.tables / "serving", fresh / table_model / VERSION / TABLE_FOLDER)
+    shutil.copytree(source.tables / SERVING_FOLDER, fresh / table_model / VERSION / TABLE_FOLDER)
     shutil.copy2(source.engine / engine_file, fresh / engine_model / VERSION / engine_file)
     if source.target == "tensorrt":
         shutil.copy2(source.engine / PLAN_MANIFEST, fresh / engine_model / VERSION / PLAN_MANIFEST)

@@ -11,9 +11,9 @@ import time
 from typing import Any
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, TABLE_FOLDER
 from airserve.table.lookup import ServedTable, ranker_inputs
 from airserve.triton.batch_model import Job
-from airserve.triton.config_names import ONNX_FILE, TABLE_FOLDER
 from airserve.triton.model_answers import file_of, look_up, parameters_of, settle, table_metrics
 from airserve.triton.padding import extent_of
 from airserve.triton.ranker_session import RankerSession

@@ -13,9 +13,10 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
+from airserve.artifacts import TABLE_FOLDER
 from airserve.table.lookup import ServedTable, ranker_inputs
 from airserve.triton.batch_model import BatchModel, Job
-from airserve.triton.config_names import PADS, TABLE_FOLDER
+from airserve.triton.config_names import PADS
 from airserve.triton.model_answers import file_of, look_up, parameters_of, settle, table_metrics
 from airserve.triton.padding import extent_of, pad_to_class
 from airserve.triton.speed_note import Pace, SpeedNote, note_path
