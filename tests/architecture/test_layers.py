@@ -58,7 +58,7 @@ NOT_A_TENSOR = {
     ("clients/ask_users.py", contract.COVERAGE.name): "key of the script's result, read by the summary",
     ("src/airserve/showcase.py", contract.COVERAGE.name): "key of a sample answer",
     ("src/airserve/showcase.py", contract.EVIDENCE.name): "key of a sample answer",
-    ("offline/encode_table.py", contract.TABLE_VERSION.name): "key of the script's result",
+    ("src/airserve/export/serving.py", contract.TABLE_VERSION.name): "key of the script's result",
     ("src/airserve/table/build.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/table/report.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/training/checkpoint.py", contract.TABLE_VERSION.name): "key of a table's manifest",

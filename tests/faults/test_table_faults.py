@@ -66,6 +66,7 @@ def small_arrays(kind: Tables) -> IntentArrays | ServedArrays:
         item_tokens=ones(np.float16, ROWS, 2, empty=1),
         item_targets=ones(np.float16, ROWS, 5, empty=1),
         item_prior=ones(np.float16, ROWS, 2, empty=contract.FIRST_ITEM_ROW),
+        item_bias=np.zeros(ROWS, np.float32),
         neighbours=np.full((ROWS, 2), 3, dtype=np.int32),
         neighbour_weights=ones(np.float16, ROWS, 2),
     )

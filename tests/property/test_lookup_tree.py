@@ -80,6 +80,9 @@ def make_table(
     weights = np.abs(halves(rng, neighbours.shape))
     nothing = rng.random(neighbours.shape) < 0.3
     neighbours[nothing], weights[nothing] = 0, 0
+    cold_bias = float(rng.choice([0.0, 0.5]))
+    bias = (cold_bias * (rng.random(n_rows) < 0.3)).astype(np.float32)
+    bias[: contract.FIRST_ITEM_ROW] = 0.0
     arrays = ServedArrays(
         items=items,
         kinds=kinds,
@@ -92,6 +95,7 @@ def make_table(
         item_tokens=halves(rng, (n_rows, H), 1),
         item_targets=halves(rng, (n_rows, X), 1),
         item_prior=halves(rng, (n_rows, 1 + n_segments), contract.FIRST_ITEM_ROW),
+        item_bias=bias,
         neighbours=neighbours,
         neighbour_weights=weights,
     )
@@ -103,6 +107,7 @@ def make_table(
         company_scale=company_scale,
         company_last=int(rng.integers(0, 6)),
         company_decay=float(rng.uniform(0.5, 1.0)),
+        cold_bias=cold_bias,
     )
     manifest = TableManifest(
         contract_version=contract.CONTRACT_VERSION,

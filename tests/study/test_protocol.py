@@ -10,8 +10,8 @@ import torch
 
 from airserve import contract
 from airserve.study import metrics
-from airserve.study.models import Study
 from airserve.study.prepare import without_held_out_histories
+from airserve.study.subject import Study
 from airserve.study.variants import with_items_for_intents, with_shuffled_intents
 from airserve.training.baselines import Recency, log_neighbours
 from airserve.training.evaluation import Bootstrap, difference, rivals

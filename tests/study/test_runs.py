@@ -18,13 +18,14 @@ import pytest
 from airserve.data.schema import load_dataset, write_parquet
 from airserve.errors import DataError, UserError
 from airserve.study.cache import Run, source_digest
-from airserve.study.models import MODELS, Study
+from airserve.study.models import MODELS
 from airserve.study.plots import write_figures
 from airserve.study.prepare import prepare, study_settings
 from airserve.study.protocol import Protocol, Ranks
 from airserve.study.report import results_json
 from airserve.study.run import Results, Runner, run_study, with_bases
 from airserve.study.sample import Sample
+from airserve.study.subject import Study
 from airserve.study.truth import compare_with_truth
 from airserve.training.evaluation import Bootstrap
 

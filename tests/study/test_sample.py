@@ -15,13 +15,13 @@ from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE, VECTORS_FILE
 from airserve.data.schema import Dataset, load_dataset, write_parquet
 from airserve.errors import UserError
 from airserve.study import metrics
-from airserve.study.models import Study
 from airserve.study.plots import markdown
 from airserve.study.prepare import derived_source, prepare, study_settings
 from airserve.study.protocol import Protocol
 from airserve.study.report import headline, results_json
 from airserve.study.run import Runner, run_study
 from airserve.study.sample import COLD_SEED, USERS_SEED, Sample, is_chosen, is_held_out, without_items
+from airserve.study.subject import Study
 from airserve.training.baselines import log_neighbours, target_counts
 from airserve.training.evaluation import Bootstrap
 from airserve.training.examples import make_request, next_targets, rank_batches, sequence_batches, training_targets

@@ -10,9 +10,9 @@ from typing import Any
 
 from airserve.errors import UserError
 from airserve.files import write_json
-from airserve.study.models import Study
 from airserve.study.report import headline, results_json
 from airserve.study.run import Results, Runner, run_study
+from airserve.study.subject import Study
 from airserve.study.truth import compare_with_truth
 from airserve.training.evaluation import Bootstrap
 

@@ -5,13 +5,12 @@ takes that model's run of the same seed, so that AIR, its controls and its ablat
 The base sees title vectors only: intents enter through the intent stage alone.
 """
 
-# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -34,20 +33,17 @@ import airserve.table.tree
 import airserve.training.loop
 from airserve.model.ranker import Ranker
 from airserve.model.sequence import SequenceModel
-from airserve.study import losses, protocol, variants
-from airserve.study.cache import State, digest, source_digest
-from airserve.study.protocol import TestSet
-from airserve.study.sample import Sample
+from airserve.study import losses, variants
+from airserve.study.cache import State, source_digest
+from airserve.study.subject import Study
 from airserve.table import company
 from airserve.table.company import Company
 from airserve.table.intents import IntentTable
 from airserve.training import baselines, blend, checkpoint, evaluation, examples, objectives, stages
-from airserve.training.device import CPU
 from airserve.training.evaluation import Scorer
-from airserve.training.examples import Log, Task, find_task
 from airserve.training.loop import FitReport
 from airserve.training.measure import AIR
-from airserve.training.stages import Training, TrainSettings
+from airserve.training.stages import Training
 
 Array = npt.NDArray[Any]
 Report = dict[str, Any]
@@ -56,82 +52,11 @@ Given = Mapping[str, State]
 BASE, APART = "sasrec_id_text", "sasrec_apart"
 WARM_BASE, WARM_APART = "sasrec_warm", "sasrec_warm_apart"
 """The same without id dropout."""
-NO_LIMIT_MINUTES = 1e6
-"""A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
-TUNING_DRAWS = 3
 VALIDATION = (
     evaluation.draw_candidates, evaluation.rivals, evaluation.target_ranks, evaluation.rank_targets, evaluation.gains,
     evaluation.expected_gains, evaluation.popularity_weights, Training.__init__, Training._valid_ndcg,
 )  # fmt: skip
 """What chooses a checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What all models of a study share."""
-
-    table: IntentTable
-    """The intents."""
-    titles_NE: Array
-    """float32 [N + 2, E], title vectors in catalogue rows."""
-    log: Log
-    """Without what `sample` leaves out."""
-    sample: Sample = field(default_factory=Sample)
-    """What of the data is learned from."""
-    cold_rows: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
-    """int32, ascending: catalogue rows of the cold items. Training reads `Log.untrained_rows`, which has them too."""
-    train: TrainSettings = field(default_factory=TrainSettings)
-    protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
-    source: str = "given tables"
-    """What made the intents."""
-    device: torch.device = CPU
-    """Where models are trained and scored."""
-
-    @cached_property
-    def task(self) -> Task:
-        """What the targets look like, read off the `valid` split."""
-        return find_task(self.log)
-
-    @cached_property
-    def test(self) -> TestSet:
-        """The targets that are reported."""
-        return TestSet(log=self.log, task=self.task, split="test", protocol=self.protocol)
-
-    @cached_property
-    def valid(self) -> TestSet:
-        """The targets that baselines are tuned on."""
-        few = replace(self.protocol, draws=min(TUNING_DRAWS, self.protocol.draws))
-        return TestSet(log=self.log, task=self.task, split="valid", protocol=few)
-
-    @cached_property
-    def data_digest(self) -> str:
-        """Of the log, of what is learned from, and of the title vectors."""
-        parts: list[object] = [self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())]
-        return digest(parts if self.sample == Sample() else [*parts, asdict(self.sample)])
-
-    @cached_property
-    def table_digest(self) -> str:
-        """Of the intents."""
-        arrays = self.table.arrays
-        parts = (
-            arrays.kinds,
-            arrays.kind_paths,
-            arrays.item_paths,
-            arrays.paths,
-            arrays.node_vectors,
-            arrays.item_vectors,
-        )
-        return digest([np.ascontiguousarray(part).tobytes().hex() for part in parts])
-
-    @property
-    def protocol_digest(self) -> str:
-        """Of everything that ranks depend on beside the model."""
-        return digest([asdict(self.protocol), source_digest([protocol, evaluation.rivals])])
-
-    def training(self, table: IntentTable, seed: int, folder: Path, mark: str) -> Training:
-        """The library's training on one of the study's tables, resumable, without a time limit."""
-        settings = replace(self.train, seed=seed, minutes_budget=NO_LIMIT_MINUTES)
-        return Training(table, self.log, settings, folder, mark, self.device)
 
 
 class Model(Protocol):

@@ -30,9 +30,9 @@ from airserve.files import write_json
 from airserve.intents.derived import SOURCE, DeriveSettings, derive_folder
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
-from airserve.study.models import Study
 from airserve.study.protocol import Protocol
 from airserve.study.sample import Sample, is_held_out
+from airserve.study.subject import Study
 from airserve.table.build import BuildSettings, build_tables
 from airserve.table.embed import BUNDLED, SentenceEmbedder, embed_texts
 from airserve.table.format import file_sha256

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 
 from airserve.study import metrics
-from airserve.study.models import MODELS, Study
+from airserve.study.models import MODELS
 from airserve.study.run import Results
+from airserve.study.subject import Study
 from airserve.training.evaluation import Bootstrap, Floats, difference, summarise
 from airserve.training.measure import AIR
 

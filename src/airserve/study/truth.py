@@ -24,8 +24,9 @@ from airserve.artifacts import VOCABULARY_FILE
 from airserve.errors import DataError
 from airserve.model.ranker import Ranker
 from airserve.progress import Progress
-from airserve.study.models import MODELS, Blended, Study
+from airserve.study.models import MODELS, Blended
 from airserve.study.run import Runner
+from airserve.study.subject import Study
 from airserve.table.intents import IntentTable
 from airserve.table.vocabulary import Vocabulary, read_vocabulary
 from airserve.training.measure import AIR
