@@ -234,8 +234,7 @@ class Intents:
         report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0, apart)
         whole = checkpoint.on_cpu(ranker.state_dict())
         state = {name: tensor for name, tensor in whole.items() if not name.startswith("base.")}
-        learned = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
-        return state, {"fit": fit_report(report), "parameters": learned, "table_seed": seed}
+        return state, {"fit": fit_report(report), "parameters": parameters_beside_base(ranker), "table_seed": seed}
 
     def assembled(self, study: Study, table: IntentTable, given: Given, state: State) -> Ranker:
         """The whole ranker, base and intent stage, in evaluation mode."""
@@ -276,7 +275,8 @@ class Blended:
         ranker = stage.assembled(study, table, given, given[self.stage])
         chosen = study.training(table, seed, folder, mark).choose_blend(ranker)
         scales = {"base": float(ranker.base_scale), "intents": float(cast(torch.Tensor, ranker.intent_scale))}
-        return {}, {"blend": scales, "company": asdict(chosen), "table_seed": seed}
+        parameters = parameters_beside_base(ranker)
+        return {}, {"blend": scales, "company": asdict(chosen), "parameters": parameters, "table_seed": seed}
 
     def _stage(self) -> Intents:
         stage = HELPERS[self.stage]
@@ -296,6 +296,11 @@ class Blended:
         """See `Model`."""
         ranker, table = self.trained(study, report, given)
         return stages.air_scorer(ranker, study.log, Company(**report["company"])), table
+
+
+def parameters_beside_base(ranker: Ranker) -> int:
+    """How many numbers the intent stage learns."""
+    return sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
 
 
 def fit_report(report: FitReport) -> Report:
