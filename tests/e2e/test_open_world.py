@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, TABLE_FOLDER
 from airserve.bench.inprocess import InProcess
 from airserve.bench.synthetic import random_arrays, write_engine, write_intents, write_serving
 from airserve.bench.workload import WorkloadSettings, make_requests
@@ -25,7 +26,6 @@ from airserve.table.format import Weighing
 from airserve.table.lookup import ServedTable
 from airserve.table.publish import publish_table
 from airserve.triton.config import ServingSettings
-from airserve.triton.config_names import ONNX_FILE, TABLE_FOLDER
 from airserve.triton.repository import RepositorySource, write_repository
 from airserve.triton.server import ServerSettings, TritonServer
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE
 from airserve.bench.synthetic import random_arrays, write_engine, write_intents
 from airserve.errors import ArtifactError, UserError
 from airserve.export.parity import random_inputs
-from airserve.triton.config_names import ONNX_FILE
 from airserve.triton.ranker_session import RankerSession
 
 NAMES = [spec.name for spec in contract.RANKER_OUTPUTS]
