@@ -43,8 +43,8 @@ class SequenceSettings:
     """The score is the cosine of user and item over this. Without lengths popularity has to be learned as a direction,
     and rare items are not held down by short vectors (figures in docs/LOG.md). 0: plain dot products, as in SASRec."""
     use_item_vectors: bool = True
-    """Add what a small network makes of the items' text and intent vectors to their learned ids; False: ids only."""
-    id_dropout: float = 0.3
+    """Add a projection of the items' text and intent vectors to their learned ids; False: ids only."""
+    id_dropout: float = 0.15
     """Share of the items that a training step sees without their learned ids, drawn anew each step: whole items, not
     positions, so that title and intents alone learn to carry an item that has no id yet."""
 
@@ -123,7 +123,7 @@ def dropped(rows: Tensor, salt: int, share: float) -> Tensor:
 
 
 class ItemTokens(nn.Module):
-    """Catalogue row -> token: a learned id vector plus what a small network makes of the item's frozen vector."""
+    """Catalogue row -> token: a learned id vector plus a projection of the item's frozen vector."""
 
     def __init__(self, item_vectors_NE: Tensor, settings: SequenceSettings) -> None:
         super().__init__()
@@ -131,16 +131,7 @@ class ItemTokens(nn.Module):
         self.register_buffer("vectors_NE", item_vectors_NE, persistent=False)
         self.ids = IdVectors(rows, settings.width, std=0.02, drop_share=settings.id_dropout)
         self.ids.set_known(torch.arange(rows) >= contract.FIRST_ITEM_ROW)
-        # Not linear: what an id would have said must be guessed from the vector, where there is no id.
-        self.project = (
-            nn.Sequential(
-                nn.Linear(size, 2 * settings.width),
-                nn.ReLU(),
-                nn.Linear(2 * settings.width, settings.width, bias=False),
-            )
-            if settings.use_item_vectors
-            else None
-        )
+        self.project = nn.Linear(size, settings.width, bias=False) if settings.use_item_vectors else None
         self.temperature = settings.temperature
 
     def forward(self, rows: Tensor) -> Tensor:

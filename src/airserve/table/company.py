@@ -21,8 +21,12 @@ from airserve.errors import UserError
 Array = npt.NDArray[Any]
 Matrix = Any
 """A SciPy sparse matrix; SciPy ships no types."""
-NEIGHBOURS = 48
-"""Q: of each item the strongest are kept; docs/LOG.md has what fewer cost."""
+NEIGHBOURS, GUESSED = 48, 16
+"""Of each item so many of the strongest are kept, and so many of those that are guessed; Q is both."""
+GUESSED_FROM, GUESS_POWER = 10, 4
+"""Items like a new one that its company is guessed from, and how much faster than likeness their say falls."""
+MOST_KNOWN = 200_000
+"""Items that the company of new ones is guessed from, the most popular, for likeness to each must be computed."""
 SEGMENT_EVENTS = 1000.0
 """A segment's popularity is mixed with that over all as if it had seen so many more events."""
 
@@ -82,11 +86,58 @@ def cosine_neighbours(users_X: Array, rows_X: Array, n_rows: int, shrinkage: flo
     return sparse.csr_matrix((similarity.astype(np.float32), (i, j)), shape=together.shape)
 
 
+def guessed(similarity: Matrix, vectors_NE: Array) -> Matrix:
+    """Similarities of and to items without any, guessed from the items whose vectors are most like theirs.
+
+    A new item is met with what items like it are met with: what is true of `cat tree` in one colour is true of the next
+    one. For pairs of known items there is nothing, so that a guess never outweighs a count.
+
+    Args:
+        similarity: of `cosine_neighbours`.
+        vectors_NE: float32 [N + 2, E], unit rows, of titles and intents.
+
+    Returns:
+        A SciPy CSR matrix float32 [N + 2, N + 2].
+    """
+    from scipy import sparse
+
+    strength = np.asarray(similarity.sum(axis=1)).ravel()
+    known = np.flatnonzero(strength > 0)
+    known = known[np.argsort(-strength[known], kind="stable")][:MOST_KNOWN]
+    new = np.flatnonzero((strength == 0) & vectors_NE.any(axis=1))
+    count = min(GUESSED_FROM, len(known))
+    empty = sparse.csr_matrix(similarity.shape, dtype=np.float32)
+    if not count or not len(new):
+        return empty
+    known_KE = np.asarray(vectors_NE[known], dtype=np.float32)
+    stands_for = []
+    for start in range(0, len(new), 512):
+        part = new[start : start + 512]
+        likeness = np.asarray(vectors_NE[part], dtype=np.float32) @ known_KE.T
+        nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
+        weights = np.maximum(np.take_along_axis(likeness, nearest, axis=1), 0.0) ** GUESS_POWER
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+        owner = np.repeat(part, count)
+        stands_for.append(sparse.csr_matrix((weights.ravel(), (known[nearest.ravel()], owner)), shape=similarity.shape))
+    of_new = sum(stands_for[1:], stands_for[0]).astype(np.float32)
+    to_new = similarity @ of_new
+    return (to_new + to_new.T + of_new.T @ to_new).tocsr()
+
+
+def with_guesses(similarity: Matrix, vectors_NE: Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
+    """The strongest neighbours of every row, and behind them the strongest of the guessed ones; see `strongest`."""
+    counted, supposed = strongest(similarity), strongest(guessed(similarity, vectors_NE), GUESSED)
+    return (
+        np.concatenate([counted[0], supposed[0]], axis=1),
+        np.concatenate([counted[1], supposed[1]], axis=1),
+    )
+
+
 def strongest(similarity: Matrix, count: int = NEIGHBOURS) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
     """The strongest neighbours of every row, strongest first, of equal ones the lower row first.
 
     Returns:
-        int32 [N + 2, Q] rows and float16 [N + 2, Q] similarities, 0 where there are fewer.
+        int32 [N + 2, `count`] rows and float16 [N + 2, `count`] similarities, 0 where there are fewer.
     """
     similarity = similarity.tocsr()
     sizes = np.diff(similarity.indptr)

@@ -25,7 +25,7 @@ import onnxruntime as ort
 from airserve import contract
 from airserve.artifacts import ITEM_ENCODER_FILE, LEARNED_FILE, MANIFEST_FILE, NODE_ENCODER_FILE
 from airserve.errors import ArtifactError
-from airserve.table.company import NEIGHBOURS, Company, cosine_neighbours, popularity, strongest
+from airserve.table.company import Company, cosine_neighbours, popularity, with_guesses
 from airserve.table.format import NO_PATH, ServedArrays, TableManifest, Weighing
 from airserve.table.intents import IntentTable
 from airserve.table.publish import publish_table
@@ -313,9 +313,8 @@ def encode_table(
     rows_of_kinds = (arrays.kinds.astype(np.int64) // (contract.N_ACTIONS * table.manifest.n_segments)).astype(np.int32)
     company = encoder.company
     if company.scale and len(events.rows):
-        neighbours, weights = strongest(
-            cosine_neighbours(events.users, events.rows, arrays.n_rows, company.shrinkage), NEIGHBOURS
-        )
+        similarity = cosine_neighbours(events.users, events.rows, arrays.n_rows, company.shrinkage)
+        neighbours, weights = with_guesses(similarity, arrays.item_vectors)
     else:
         neighbours = np.zeros((arrays.n_rows, 0), dtype=np.int32)
         weights = np.zeros(neighbours.shape, dtype=np.float16)

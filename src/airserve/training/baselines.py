@@ -16,7 +16,7 @@ from torch import Tensor
 
 from airserve import contract
 from airserve.model.sequence import SequenceModel
-from airserve.table.company import as_matrix, cosine_neighbours, strongest
+from airserve.table.company import as_matrix, cosine_neighbours, with_guesses
 from airserve.table.format import COMPANY_FLOOR
 from airserve.training.device import moved
 from airserve.training.evaluation import Scorer
@@ -115,9 +115,15 @@ def sequence_scorer(model: SequenceModel) -> Scorer:
     return score
 
 
-def company_scorer(log: Log, shrinkage: float, recency: Recency) -> Scorer:
-    """What a served table says of what is met together: log(1 + sum / floor) over each item's kept neighbours."""
-    summed = neighbour_scorer(as_matrix(*strongest(log_neighbours(log, shrinkage))), recency)
+def company_scorer(similarity: Any, vectors_NE: Any, recency: Recency) -> Scorer:
+    """What a served table says of what is met together: log(1 + sum / floor) over each item's kept neighbours.
+
+    Args:
+        similarity: of `log_neighbours`.
+        vectors_NE: float32 [N + 2, E], the items' vectors, that the company of new ones is guessed by.
+        recency: how much each behaviour counts.
+    """
+    summed = neighbour_scorer(as_matrix(*with_guesses(similarity, vectors_NE)), recency)
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
         return torch.log1p(summed(batch, candidate_rows_BC) / COMPANY_FLOOR)

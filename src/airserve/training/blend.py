@@ -26,9 +26,15 @@ from airserve import contract
 from airserve.model.ranker import Ranker
 from airserve.model.sequence import dropped
 from airserve.table.company import Company, as_matrix, strongest
-from airserve.table.format import COMPANY_FLOOR
 from airserve.training import evaluation
-from airserve.training.baselines import Recency, cold_scorer, log_neighbours, neighbour_scorer, sequence_scorer
+from airserve.training.baselines import (
+    Recency,
+    cold_scorer,
+    company_scorer,
+    log_neighbours,
+    neighbour_scorer,
+    sequence_scorer,
+)
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, RankBatch
 
@@ -40,7 +46,7 @@ INTENT_GRID = (0.0, 1.0)
 """Intents count once or not at all: only ratios matter, and a log may be too small for them."""
 SHRINKAGES, DECAYS, LASTS = (0.0, 10.0, 50.0), (1.0, 0.9, 0.75), (10, 50)
 COLD_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-COLD_PRICE = 0.01
+COLD_PRICE = 0.005
 """Of new items as many are let in as cost at most this share of the measure over all targets: a platform that never
 shows what is new learns nothing of it, and the measure cannot tell so small a difference anyway."""
 COLD_SHARE, COLD_SALT = 0.2, 20
@@ -88,7 +94,9 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
     rows_N = torch.arange(len(log.domain_of_row))
     cold_N = dropped(rows_N, COLD_SALT, COLD_SHARE) & (rows_N >= contract.FIRST_ITEM_ROW)
     company = _choose_company(log, targets)
-    similarity = as_matrix(*strongest(log_neighbours(log, company.shrinkage)))
+    similarity = log_neighbours(log, company.shrinkage)
+    vectors_NE = cast(Tensor, ranker.item_vectors_NE).cpu().numpy()
+    recency = Recency(last=company.last, decay=company.decay)
 
     def measured(grid: Sequence[tuple[float, ...]]) -> Array:
         """The measure of every row of weights: base, company, intents, cold bias."""
@@ -97,7 +105,7 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
             with without_ids(ranker, hidden_N.to(device)):
                 scorers = [
                     sequence_scorer(ranker.base),
-                    _company_scorer(_without(similarity, hidden_N.numpy()), company),
+                    company_scorer(_without(similarity, hidden_N.numpy()), vectors_NE, recency),
                     intents(ranker) if intents else cold_scorer(torch.ones_like(cold_N)),
                     cold_scorer(cast(Tensor, ranker.base.items.ids.known_N)),
                 ]
@@ -141,11 +149,6 @@ def _without(similarity: Any, hidden_N: Array) -> Any:
 
     kept = sparse.diags((~hidden_N).astype(np.float32))
     return (kept @ similarity @ kept).tocsr()
-
-
-def _company_scorer(similarity: Any, company: Company) -> Scorer:
-    summed = neighbour_scorer(similarity, Recency(last=company.last, decay=company.decay))
-    return lambda batch, rows_BC: torch.log1p(summed(batch, rows_BC) / COMPANY_FLOOR)
 
 
 def _measure(scorers: list[Scorer], targets: BlendTargets, grid_GS: Array) -> Array:

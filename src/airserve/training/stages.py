@@ -35,6 +35,7 @@ from airserve.training.baselines import (
     Recency,
     cold_scorer,
     company_scorer,
+    log_neighbours,
     popularity_scorer,
     sequence_scorer,
     target_counts,
@@ -317,7 +318,9 @@ def air_scorer(ranker: Ranker, log: Log | None = None, company: Company | None =
         parts.append((float(ranker.intent_scale), intent_scorer(ranker)))  # type: ignore[arg-type]
     if log is not None and company is not None and company.scale:
         recency = Recency(last=company.last, decay=company.decay)
-        parts.append((company.scale, company_scorer(log, company.shrinkage, recency)))
+        vectors_NE = cast(Tensor, ranker.item_vectors_NE).cpu().numpy()
+        scorer = company_scorer(log_neighbours(log, company.shrinkage), vectors_NE, recency)
+        parts.append((company.scale, scorer))
     if company is not None and company.cold_bias:
         parts.append((company.cold_bias, cold_scorer(cast(Tensor, ranker.base.items.ids.known_N))))
     return summed(parts)
