@@ -65,9 +65,10 @@ class KindIndex(Generic[A]):
     def rows(self, items: Array) -> npt.NDArray[np.int32]:
         """Catalogue rows of int64 item ids, any shape: PAD_ROW for PAD_ITEM, UNKNOWN_ROW for unknown ids."""
         position, found = _find(self.items, items)
-        position += contract.FIRST_ITEM_ROW
-        rows: npt.NDArray[np.int32] = np.where(found, position.astype(np.int32), np.int32(contract.UNKNOWN_ROW))
+        rows: npt.NDArray[np.int32] = position.astype(np.int32)
+        rows += contract.FIRST_ITEM_ROW
         if not found.all():
+            rows[~found] = contract.UNKNOWN_ROW
             rows[items == contract.PAD_ITEM] = contract.PAD_ROW
         return rows
 
@@ -77,9 +78,12 @@ class KindIndex(Generic[A]):
         A kind that was never asked takes its item's and action's kind in segment 0.
         """
         n_segments = self.manifest.n_segments
-        segment = np.where(np.asarray(segment) < n_segments, segment, 0)
+        if isinstance(segment, int):
+            segment = segment if segment < n_segments else 0
+        else:
+            segment = np.where(segment < n_segments, segment, 0)
         position, found = _find(self._kinds, kind_keys(rows, actions, segment, n_segments))
-        if segment.any() and not found.all():
+        if np.any(segment) and not found.all():
             at_0, found_0 = _find(self._kinds, kind_keys(rows, actions, 0, n_segments))
             position = np.where(found, position, at_0)
             found |= found_0
@@ -95,7 +99,8 @@ class KindIndex(Generic[A]):
         if found.all() and len(self._kinds):
             return by_kind.take(position, axis=0)
         values = by_item.take(rows, axis=0)
-        values[found] = by_kind[position[found]]
+        asked = found.nonzero()
+        values[asked] = by_kind.take(position[asked], axis=0)
         return values
 
 
@@ -158,6 +163,7 @@ class ServedTable(KindIndex[ServedArrays]):
         tree = self._tree(rows_L, actions_L, ages_s_L, segment, places)
         informed = bool((rows_L >= contract.FIRST_ITEM_ROW).any())
         unknown_C = rows_C == contract.UNKNOWN_ROW
+        n_unknown = int(np.count_nonzero(unknown_C))
         arrays = self.arrays
         return {
             **self._window(rows_L, actions_L, ages_s_L),
@@ -166,8 +172,10 @@ class ServedTable(KindIndex[ServedArrays]):
                 rows_C if informed else np.zeros_like(rows_C), axis=0
             )[None],
             contract.CANDIDATE_TARGETS.name: arrays.item_targets.take(rows_C, axis=0)[None],
-            contract.CANDIDATE_PRIOR.name: self._prior(rows_L, rows_C, unknown_C, segment, informed=informed)[None],
-            contract.UNKNOWN_COUNT.name: np.array([[np.count_nonzero(unknown_C)]], dtype=np.int32),
+            contract.CANDIDATE_PRIOR.name: self._prior(
+                rows_L, rows_C, unknown_C if n_unknown else None, segment, informed=informed
+            )[None],
+            contract.UNKNOWN_COUNT.name: np.array([[n_unknown]], dtype=np.int32),
             contract.UNKNOWN_MASK.name: unknown_C[None],
             contract.TABLE_VERSION.name: np.array([[self.table_version]], dtype=np.int64),
         }
@@ -230,7 +238,7 @@ class ServedTable(KindIndex[ServedArrays]):
         }
 
     def _prior(
-        self, rows_L: Array, rows_C: Array, unknown_C: Array, segment: int, *, informed: bool
+        self, rows_L: Array, rows_C: Array, unknown_C: Array | None, segment: int, *, informed: bool
     ) -> npt.NDArray[np.float32]:
         """What is added to the candidates' scores."""
         if informed:
@@ -241,7 +249,7 @@ class ServedTable(KindIndex[ServedArrays]):
             by_segment = self.arrays.item_prior.shape[1]
             column = 1 + segment if 1 + segment < by_segment else 0
             prior_C = self.arrays.item_prior[rows_C, column].astype(np.float32)
-        if unknown_C.any():
+        if unknown_C is not None:
             prior_C[unknown_C] = -contract.UNKNOWN_PENALTY
         if not rows_C.all():
             prior_C[rows_C == contract.PAD_ROW] = -np.inf

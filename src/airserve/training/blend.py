@@ -44,7 +44,7 @@ BASE_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 COMPANY_GRID = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 INTENT_GRID = (0.0, 1.0)
 """Intents count once or not at all: only ratios matter, and a log may be too small for them."""
-SHRINKAGES, DECAYS, LASTS = (0.0, 10.0, 50.0), (1.0, 0.9, 0.75), (10, 50)
+SHRINKAGES, DECAYS, LASTS = (0.0, 10.0, 50.0), (1.0, 0.9, 0.75), (10, 20)
 COLD_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 COLD_PRICE = 0.005
 """Of new items as many are let in as cost at most this share of the measure over all targets: a platform that never
