@@ -116,6 +116,7 @@ class FakeRanker(torch.nn.Module):
         self.base.items.ids.set_known(torch.arange(n_rows) % 5 != 3)
         self.base_scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
         self.register_buffer("intent_scale", torch.ones(()))
+        self.register_buffer("item_vectors_NE", torch.zeros(n_rows, 2))
 
 
 N_TARGETS, N_RIVALS, N_ITEMS = 24, 30, 60
@@ -150,7 +151,7 @@ def blended(
         return scorer(base)
 
     monkeypatch.setattr(blend, "sequence_scorer", of_base)
-    monkeypatch.setattr(blend, "_company_scorer", lambda similarity, company_settings: scorer(company))
+    monkeypatch.setattr(blend, "company_scorer", lambda similarity, vectors_NE, recency: scorer(company))
     monkeypatch.setattr(blend, "_choose_company", lambda log, targets: Company(shrinkage=50.0, last=50, decay=0.9))
     none = np.zeros(0, dtype=np.int64)
     log = cast(Log, SimpleNamespace(domain_of_row=np.zeros(N_ITEMS), splits=none, starts=none, rows=none))

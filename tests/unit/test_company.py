@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from airserve import contract
 from airserve.errors import UserError
-from airserve.table.company import SEGMENT_EVENTS, Company, as_matrix, cosine_neighbours, popularity, strongest
+from airserve.table.company import (
+    GUESSED,
+    NEIGHBOURS,
+    SEGMENT_EVENTS,
+    Company,
+    as_matrix,
+    cosine_neighbours,
+    guessed,
+    popularity,
+    strongest,
+    with_guesses,
+)
 
 N_ROWS = 7
 USERS = np.array([1, 1, 1, 2, 2, 3, 3, 3, 900])
@@ -89,3 +101,41 @@ def test_a_segment_that_has_seen_much_has_its_own_popularity_and_one_that_has_no
 def test_settings_that_make_no_company_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="Company"):
         Company(**settings)
+
+
+def test_a_new_item_is_met_with_what_items_like_it_are_met_with() -> None:
+    """Rows 2 and 3 are bought together; row 5 is new and like 3, row 6 is new and like nothing."""
+    rng = np.random.default_rng(0)
+    vectors_NE = np.eye(7, 8, dtype=np.float32)
+    vectors_NE[5] = vectors_NE[3] + 0.1 * rng.standard_normal(8).astype(np.float32)
+    vectors_NE /= np.linalg.norm(vectors_NE, axis=1, keepdims=True)
+    vectors_NE[:2] = 0.0
+    pairs = np.zeros((7, 7), dtype=np.float32)
+    pairs[2, 3] = pairs[3, 2] = 0.5
+    found = guessed(sparse.csr_matrix(pairs), vectors_NE).toarray()
+    assert 0.4 < found[2, 5] <= 0.5
+    assert found[2, 5] == found[5, 2], "guessed both ways"
+    assert found[2, 3] == 0.0, "nothing is guessed of pairs of known items"
+    assert not found[:2].any(), "nor of reserved rows"
+
+
+def test_guesses_stand_behind_the_counted_neighbours_and_push_none_of_them_out() -> None:
+    rng = np.random.default_rng(1)
+    n_rows = 120
+    pairs = np.triu(rng.random((n_rows, n_rows)), 1).astype(np.float32)
+    pairs += pairs.T
+    pairs[:2] = pairs[:, :2] = 0.0
+    pairs[100:] = pairs[:, 100:] = 0.0
+    vectors_NE = rng.standard_normal((n_rows, 8)).astype(np.float32)
+    vectors_NE /= np.linalg.norm(vectors_NE, axis=1, keepdims=True)
+    rows, weights = with_guesses(sparse.csr_matrix(pairs), vectors_NE)
+    counted = strongest(sparse.csr_matrix(pairs))
+    assert rows.shape == (n_rows, NEIGHBOURS + GUESSED)
+    np.testing.assert_array_equal(rows[:, :NEIGHBOURS], counted[0])
+    assert (rows[2:100, NEIGHBOURS:] >= 100).all(), "known items are only guessed to be met with new ones"
+    assert (weights[100:, :NEIGHBOURS] == 0).all()
+
+
+def test_without_any_company_nothing_is_guessed() -> None:
+    empty = sparse.csr_matrix((6, 6), dtype=np.float32)
+    assert guessed(empty, np.ones((6, 4), dtype=np.float32)).nnz == 0
