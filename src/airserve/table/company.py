@@ -105,6 +105,7 @@ def guessed(similarity: Matrix, vectors_NE: Array) -> Matrix:
     known = np.flatnonzero(strength > 0)
     known = known[np.argsort(-strength[known], kind="stable")][:MOST_KNOWN]
     new = np.flatnonzero((strength == 0) & vectors_NE.any(axis=1))
+    new = new[new >= contract.FIRST_ITEM_ROW]
     count = min(GUESSED_FROM, len(known))
     empty = sparse.csr_matrix(similarity.shape, dtype=np.float32)
     if not count or not len(new):
