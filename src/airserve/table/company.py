@@ -122,7 +122,8 @@ def guessed(similarity: Matrix, vectors_NE: Array) -> Matrix:
         stands_for.append(sparse.csr_matrix((weights.ravel(), (known[nearest.ravel()], owner)), shape=similarity.shape))
     of_new = sum(stands_for[1:], stands_for[0]).astype(np.float32)
     to_new = similarity @ of_new
-    return (to_new + to_new.T + of_new.T @ to_new).tocsr()
+    # Pairs of two new items are left out: they would be most of the numbers, and the least sure.
+    return (to_new + to_new.T).tocsr()
 
 
 def with_guesses(similarity: Matrix, vectors_NE: Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
