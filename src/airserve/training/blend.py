@@ -98,18 +98,20 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
     vectors_NE = cast(Tensor, ranker.item_vectors_NE).cpu().numpy()
     recency = Recency(last=company.last, decay=company.decay)
 
+    scored = []
+    for hidden_N in (torch.zeros_like(cold_N), cold_N):
+        with without_ids(ranker, hidden_N.to(device)):
+            scorers = [
+                sequence_scorer(ranker.base),
+                company_scorer(_without(similarity, hidden_N.numpy()), vectors_NE, recency),
+                intents(ranker) if intents else cold_scorer(torch.ones_like(cold_N)),
+                cold_scorer(cast(Tensor, ranker.base.items.ids.known_N)),
+            ]
+            scored.append(_score(scorers, targets))
+
     def measured(grid: Sequence[tuple[float, ...]]) -> Array:
         """The measure of every row of weights: base, company, intents, cold bias."""
-        found = np.zeros(len(grid))
-        for hidden_N in (torch.zeros_like(cold_N), cold_N):
-            with without_ids(ranker, hidden_N.to(device)):
-                scorers = [
-                    sequence_scorer(ranker.base),
-                    company_scorer(_without(similarity, hidden_N.numpy()), vectors_NE, recency),
-                    intents(ranker) if intents else cold_scorer(torch.ones_like(cold_N)),
-                    cold_scorer(cast(Tensor, ranker.base.items.ids.known_N)),
-                ]
-                found += 0.5 * _measure(scorers, targets, np.array(grid))
+        found: Array = np.mean([_measure(scores_SXC, targets, np.array(grid)) for scores_SXC in scored], axis=0)
         return found
 
     # The bias is chosen behind the others: a whole grid of four would take minutes.
@@ -138,7 +140,7 @@ def _choose_company(log: Log, targets: BlendTargets) -> Company:
         similarity = as_matrix(*strongest(log_neighbours(log, shrinkage)))
         for decay, last in product(DECAYS, LASTS):
             scorer = neighbour_scorer(similarity, Recency(last=last, decay=decay))
-            found[shrinkage, decay, last] = float(_measure([scorer], targets, np.ones((1, 1)))[0])
+            found[shrinkage, decay, last] = float(_measure(_score([scorer], targets), targets, np.ones((1, 1)))[0])
     shrinkage, decay, last = max(found, key=lambda one: found[one])
     return Company(shrinkage=shrinkage, decay=decay, last=last)
 
@@ -151,19 +153,30 @@ def _without(similarity: Any, hidden_N: Array) -> Any:
     return (kept @ similarity @ kept).tocsr()
 
 
-def _measure(scorers: list[Scorer], targets: BlendTargets, grid_GS: Array) -> Array:
-    """Expected NDCG@10 of every row of weights (one a scorer), float64 [G]."""
-    count = len(targets.candidates_XC)
-    ranks_GX = np.zeros((len(grid_GS), count), dtype=np.int64)
-    pool_X = (targets.candidates_XC[:, 1:] != contract.PAD_ROW).sum(axis=1)
-    weights_GS = torch.from_numpy(grid_GS).float()
+def _score(scorers: list[Scorer], targets: BlendTargets) -> Tensor:
+    """Scores of all targets' candidates by every scorer, float32 [S, X, C]."""
+    scores_SXC = torch.zeros(len(scorers), *targets.candidates_XC.shape)
     with torch.inference_mode():
         for batch in targets.batches:
             rows_BC = torch.from_numpy(targets.candidates_XC[batch.places])
-            scores_SBC = torch.stack([scorer(batch, rows_BC) for scorer in scorers])
-            for at, weights_S in enumerate(weights_GS):
-                mixed_BC = torch.einsum("s,sbc->bc", weights_S, scores_SBC)
-                ranks_GX[at, batch.places] = evaluation.target_ranks(mixed_BC, rows_BC).numpy()
-    gains_GX = evaluation.expected_gains(ranks_GX, pool_X, targets.negatives)
+            for place, scorer in enumerate(scorers):
+                scores_SXC[place, torch.from_numpy(batch.places)] = scorer(batch, rows_BC)
+    return scores_SXC
+
+
+def _measure(scores_SXC: Tensor, targets: BlendTargets, grid_GS: Array) -> Array:
+    """Expected NDCG@10 of every row of weights (one a scorer), float64 [G]."""
+    rows_XC = torch.from_numpy(targets.candidates_XC)
+    ranks_GX = np.stack(
+        [
+            evaluation.target_ranks(torch.einsum("s,sxc->xc", weights_S, scores_SXC), rows_XC).numpy()
+            for weights_S in torch.from_numpy(grid_GS).float()
+        ]
+    )
+    # Few pairs of rank and pool are distinct, and each costs a distribution.
+    pool_X = (targets.candidates_XC[:, 1:] != contract.PAD_ROW).sum(axis=1)
+    keys, places = np.unique(ranks_GX * (pool_X.max() + 1) + pool_X, return_inverse=True)
+    ranks, pools = np.divmod(keys, pool_X.max() + 1)
+    gains_GX = evaluation.expected_gains(ranks, pools, targets.negatives)[places.reshape(ranks_GX.shape)]
     measured: Array = gains_GX @ (targets.weights_X / targets.weights_X.sum())
     return measured
