@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -262,6 +263,21 @@ def test_files_of_two_tables_do_not_mix(folder: Path, kind: Tables, tmp_path: Pa
     shutil.copy(tmp_path / "other" / "items.npy", folder / "items.npy")
     with pytest.raises(ArtifactError, match=r"items\.npy.*another table"):
         kind.open(folder)
+
+
+def test_a_table_answers_as_before_when_its_files_are_cut_or_overwritten_after_it_was_opened(
+    folder: Path, kind: Tables
+) -> None:
+    """A mapped file that is cut ends the process (SIGBUS): a small table must not be mapped."""
+    table = kind.open(folder)
+    before = {name: np.array(getattr(table.arrays, name)) for name in table.arrays.DTYPES}
+    for place, path in enumerate(sorted(folder.glob("*.npy"))):
+        if place % 2:
+            os.truncate(path, 80)
+        else:
+            path.write_bytes(b"\xff" * path.stat().st_size)
+    for name, array in before.items():
+        np.testing.assert_array_equal(getattr(table.arrays, name), array)
 
 
 def one_bad(array: np.ndarray[Any, Any], value: float, row: int = -1) -> np.ndarray[Any, Any]:
