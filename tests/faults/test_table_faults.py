@@ -265,6 +265,7 @@ def test_files_of_two_tables_do_not_mix(folder: Path, kind: Tables, tmp_path: Pa
         kind.open(folder)
 
 
+@both_kinds
 def test_a_table_answers_as_before_when_its_files_are_cut_or_overwritten_after_it_was_opened(
     folder: Path, kind: Tables
 ) -> None:
