@@ -11,6 +11,7 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import INTENTS_FOLDER
 from airserve.cli import run_script
 from airserve.data.schema import load_dataset
 from airserve.table.intents import IntentTable
@@ -43,12 +44,13 @@ def main(
         threads: of PyTorch.
     """
     torch.set_num_threads(threads)
-    table = IntentTable.open((tables or data.parent / "tables") / "intents")
-    model, _ = load_ranker(ranker, table)
+    table = IntentTable.open((tables or data.parent / "tables") / INTENTS_FOLDER)
+    trained = load_ranker(ranker, table)
     dataset = load_dataset(data)
     log = make_log(dataset.items, dataset.behaviours, table)
     settings = EvaluationSettings(seed=seed, draws=draws, users=max_users)
-    return evaluate_ranker(air_scorer(model), model.base, table, log, settings)
+    air = air_scorer(trained.ranker, log, trained.company)
+    return evaluate_ranker(air, trained.ranker.base, table, log, settings)
 
 
 if __name__ == "__main__":

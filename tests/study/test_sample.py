@@ -149,7 +149,10 @@ def test_what_training_users_did_with_cold_items_changes_neither_the_log_nor_der
     assert whole.table_digest != whole_too.table_digest
     paths = cold.table.arrays.item_paths[cold.cold_rows]
     assert (paths[:, 0] >= 0).all(), "the group of its title"
-    assert (paths[:, 1:] < 0).all(), "and no company"
+    leaves = cold.table.arrays.paths[paths[:, 0]]
+    for leaf in np.unique(leaves, axis=0):
+        alike = paths[(leaves == leaf).all(axis=1)]
+        assert len(np.unique(alike, axis=0)) == 1, "and what follows that group, the same for all of it"
 
 
 def test_what_a_run_depends_on_holds_the_cold_share_and_the_thin_one(study: Study, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def blended(
     log = cast(Log, SimpleNamespace(domain_of_row=np.zeros(N_ITEMS), splits=none, starts=none, rows=none))
     setting = BlendTargets(batches=[batch], candidates_XC=rows, weights_X=np.ones(N_TARGETS), negatives=N_RIVALS)
     chosen = choose(cast(Ranker, ranker), log, setting, None if intents is None else lambda ranker: scorer(intents))
-    return ranker, chosen, known
+    return ranker, chosen.company, known
 
 
 def test_the_blend_can_be_company_alone(monkeypatch: pytest.MonkeyPatch) -> None:

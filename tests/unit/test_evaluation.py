@@ -46,7 +46,7 @@ def test_figures_of_a_training_are_as_before_and_its_intervals_as_wide() -> None
     """The means are those of the earlier code; its resamples were others, so intervals agree to their noise."""
     ours, other = known_ranks()
     settings = EvaluationSettings(draws=2)
-    report = summarise_ranks({"air": ours[0], "sequence": other[0]}, settings, ours="air", against="sequence")
+    report = summarise_ranks({"air": ours[0], "sequence": other[0]}, settings, ours="air", against=["sequence"])
     assert report["hr10"] == {"air": 0.29, "sequence": 0.18}
     assert report["ndcg10"] == {"air": 0.1462, "sequence": 0.0881}
     assert report["air_minus_sequence"]["ndcg10"]["mean"] == 0.0581

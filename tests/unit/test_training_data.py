@@ -204,7 +204,7 @@ def test_metrics_of_known_ranks() -> None:
     assert gains(ranks).tolist() == pytest.approx([1.0, 0.5, 1 / np.log2(11), 0.0])
     settings = EvaluationSettings(draws=1)
     better, worse = np.ones((1, 200), dtype=np.int64), np.tile([1, 50], 100)[None]
-    report = summarise_ranks({"air": better, "sequence": worse}, settings, ours="air", against="sequence")
+    report = summarise_ranks({"air": better, "sequence": worse}, settings, ours="air", against=["sequence"])
     assert report["hr10"] == {"air": 1.0, "sequence": 0.5}
     assert report["air_minus_sequence"]["hr10"]["mean"] == 0.5
     low, high = report["air_minus_sequence"]["hr10"]["interval"]

@@ -273,7 +273,7 @@ class Blended:
         stage = self._stage()
         table = stage.table(study, seed)
         ranker = stage.assembled(study, table, given, given[self.stage])
-        chosen = study.training(table, seed, folder, mark).choose_blend(ranker)
+        chosen = study.training(table, seed, folder, mark).choose_blend(ranker).company
         scales = {"base": float(ranker.base_scale), "intents": float(cast(torch.Tensor, ranker.intent_scale))}
         parameters = parameters_beside_base(ranker)
         return {}, {"blend": scales, "company": asdict(chosen), "parameters": parameters, "table_seed": seed}

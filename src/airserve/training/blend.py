@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,16 @@ class BlendTargets:
     """Rivals of a target in the reported protocol."""
 
 
+class Chosen(NamedTuple):
+    """What was chosen."""
+
+    company: Company
+    base_without: float
+    """Weight of the base's score, if there were no intents,"""
+    company_without: Company
+    """and the company beside it."""
+
+
 @contextmanager
 def without_ids(ranker: Ranker, rows_N: Tensor) -> Iterator[None]:
     """The ranker while it does not know the ids of some rows, bool [N]."""
@@ -78,7 +88,7 @@ def without_ids(ranker: Ranker, rows_N: Tensor) -> Iterator[None]:
         ids.set_known(known_N)
 
 
-def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[Ranker], Scorer] | None) -> Company:
+def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[Ranker], Scorer] | None) -> Chosen:
     """Set `base_scale` and `intent_scale` of a trained ranker, and choose its company.
 
     Args:
@@ -88,7 +98,7 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
         intents: makes the scorer by intents; None for a ranker without.
 
     Returns:
-        The chosen company.
+        The chosen company, and what would have been chosen without intents.
     """
     device = ranker.base_scale.device
     rows_N = torch.arange(len(log.domain_of_row))
@@ -117,8 +127,13 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
     # The bias is chosen behind the others: a whole grid of four would take minutes.
     grid = list(product(BASE_GRID, COMPANY_GRID, INTENT_GRID if intents else (0.0,), (0.0,)))
     quality = measured(grid)
-    # Of equal ones the one nearest to the trained blend.
-    best = max(range(len(grid)), key=lambda at: (round(float(quality[at]), 9), -abs(grid[at][0] - 1.0), -grid[at][1]))
+
+    def goodness(at: int) -> tuple[float, float, float]:
+        # Of equal ones the one nearest to the trained blend.
+        return round(float(quality[at]), 9), -abs(grid[at][0] - 1.0), -grid[at][1]
+
+    best = max(range(len(grid)), key=goodness)
+    bare = max((at for at in range(len(grid)) if grid[at][2] == 0.0), key=goodness)
     base_scale, company_scale, intent_scale, _ = grid[best]
     biases = measured([(base_scale, company_scale, intent_scale, bias) for bias in COLD_GRID])
     cold_bias = max(
@@ -130,7 +145,7 @@ def choose(ranker: Ranker, log: Log, targets: BlendTargets, intents: Callable[[R
     logger.info(
         "blend: base x %.2f, intents x %.0f, %s, NDCG@10 %.4f on valid", base_scale, intent_scale, chosen, quality[best]
     )
-    return chosen
+    return Chosen(chosen, grid[bare][0], replace(company, scale=grid[bare][1]))
 
 
 def _choose_company(log: Log, targets: BlendTargets) -> Company:

@@ -5,7 +5,7 @@ Shapes: X targets, W draws.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from airserve.training.evaluation import Array, EvaluationSettings, Scorer
 from airserve.training.examples import Log, Task, find_task, rank_batches, some
 
 AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
+WITHOUT_INTENTS = "without_intents"
+"""Base and what is met together, blended for themselves: what AIR would be if nothing had an intent."""
+AGAINST = (SEQUENCE, WITHOUT_INTENTS)
+"""What AIR is compared with, pair by pair."""
 
 
 def measure(
@@ -46,12 +50,12 @@ def measure(
     candidates = evaluation.draw_candidates(log, targets, settings)
     batches = list(rank_batches(table, log, targets, task, batch=32))
     ranks = evaluation.rank_targets(scorers, batches, candidates, title=f"measuring on {split}")
-    metrics = summarise_ranks(ranks, settings, ours=AIR, against=SEQUENCE)
+    metrics = summarise_ranks(ranks, settings, ours=AIR, against=AGAINST)
     domains = log.domain_of_row[log.rows[targets]]
     metrics["split"] = split
     metrics["by_domain"] = {
         log.domains[number]: summarise_ranks(
-            {name: drawn[:, domains == number] for name, drawn in ranks.items()}, settings, ours=AIR, against=SEQUENCE
+            {name: drawn[:, domains == number] for name, drawn in ranks.items()}, settings, ours=AIR, against=AGAINST
         )
         for number in np.unique(domains)
     }
@@ -84,7 +88,7 @@ def evaluate_ranker(
 
 
 def summarise_ranks(
-    ranks: Mapping[str, Array], settings: EvaluationSettings, *, ours: str, against: str
+    ranks: Mapping[str, Array], settings: EvaluationSettings, *, ours: str, against: Sequence[str]
 ) -> dict[str, Any]:
     """Metrics of every scorer, and the paired difference of two.
 
@@ -92,7 +96,7 @@ def summarise_ranks(
         ranks: scorer name -> int64 [W, X], see `rank_targets`.
         settings: bootstrap and seed.
         ours: scorer whose gain is reported,
-        against: over this one.
+        against: over these, where they are.
 
     Returns:
         `hr10`, `ndcg10` (name -> mean), `hr10_interval`, `ndcg10_interval` (name -> [low, high]), `OURS_minus_AGAINST`
@@ -104,9 +108,10 @@ def summarise_ranks(
         found = {name: _summary(values_X, settings) for name, values_X in per_user.items()}
         report[metric] = {name: one["mean"] for name, one in found.items()}
         report[f"{metric}_interval"] = {name: one["interval"] for name, one in found.items()}
-        if against in per_user:
-            paired = _summary(per_user[ours] - per_user[against], settings)
-            report.setdefault(f"{ours}_minus_{against}", {})[metric] = paired
+        for other in against:
+            if other in per_user:
+                paired = _summary(per_user[ours] - per_user[other], settings)
+                report.setdefault(f"{ours}_minus_{other}", {})[metric] = paired
     return report
 
 

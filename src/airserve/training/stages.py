@@ -40,7 +40,7 @@ from airserve.training.baselines import (
     sequence_scorer,
     target_counts,
 )
-from airserve.training.blend import BlendTargets, choose
+from airserve.training.blend import BlendTargets, Chosen, choose
 from airserve.training.checkpoint import Trained, new_ranker
 from airserve.training.device import CPU, device_of, moved
 from airserve.training.evaluation import EvaluationSettings, Scorer
@@ -57,7 +57,7 @@ from airserve.training.examples import (
     without_training,
 )
 from airserve.training.loop import FitReport, FitSettings, fit
-from airserve.training.measure import AIR, BASE, POPULARITY, SEQUENCE, measure
+from airserve.training.measure import AIR, BASE, POPULARITY, SEQUENCE, WITHOUT_INTENTS, measure
 from airserve.training.objectives import intent_loss, sequence_loss
 
 logger = logging.getLogger("train_ranker")
@@ -246,7 +246,7 @@ class Training:
         ranker.base_scale.requires_grad_(False)
         return report
 
-    def choose_blend(self, ranker: Ranker) -> Company:
+    def choose_blend(self, ranker: Ranker) -> Chosen:
         """Set what base, intents and company count beside one another; see `blend.choose`."""
         targets = some(self.log.targets("valid"), BLEND_TARGETS, np.random.default_rng([self.settings.seed, 11]))
         if targets.size == 0:
@@ -278,12 +278,18 @@ class Training:
                 apart = SequenceModel(self.item_vectors_NE, s.ranker.sequence).to(self.device)
                 fits["base_apart"] = self.fit_apart(apart, APART_SHARE)
             fits["intents"] = self.fit_intents(ranker, INTENTS_SHARE - (APART_SHARE if apart else 0.0), apart)
-        company = self.choose_blend(ranker)
+        company, base_without, company_without = self.choose_blend(ranker)
         scorers = {
             AIR: air_scorer(ranker, self.log, company),
             SEQUENCE: sequence_scorer(sequence),
             POPULARITY: popularity_scorer(self.log, self.task),
             BASE: sequence_scorer(ranker.base),
+            WITHOUT_INTENTS: summed(
+                [
+                    (base_without, sequence_scorer(ranker.base)),
+                    (company_without.scale, ranker_company(ranker, self.log, company_without)),
+                ]
+            ),
         }
         metrics = measure(self.table, self.log, self.task, scorers, s.evaluation)
         metrics["fits"] = {name: {"valid_ndcg10": round(r.best, 4), "epochs": r.epochs} for name, r in fits.items()}
@@ -317,13 +323,17 @@ def air_scorer(ranker: Ranker, log: Log | None = None, company: Company | None =
     if ranker.settings.use_intents:
         parts.append((float(ranker.intent_scale), intent_scorer(ranker)))  # type: ignore[arg-type]
     if log is not None and company is not None and company.scale:
-        recency = Recency(last=company.last, decay=company.decay)
-        vectors_NE = cast(Tensor, ranker.item_vectors_NE).cpu().numpy()
-        scorer = company_scorer(log_neighbours(log, company.shrinkage), vectors_NE, recency)
-        parts.append((company.scale, scorer))
+        parts.append((company.scale, ranker_company(ranker, log, company)))
     if company is not None and company.cold_bias:
         parts.append((company.cold_bias, cold_scorer(cast(Tensor, ranker.base.items.ids.known_N))))
     return summed(parts)
+
+
+def ranker_company(ranker: Ranker, log: Log, company: Company) -> Scorer:
+    """Scores by what is met together, new items by what items like them are met with."""
+    vectors_NE = cast(Tensor, ranker.item_vectors_NE).cpu().numpy()
+    recency = Recency(last=company.last, decay=company.decay)
+    return company_scorer(log_neighbours(log, company.shrinkage), vectors_NE, recency)
 
 
 def summed(parts: Sequence[tuple[float, Scorer]]) -> Scorer:
