@@ -5,11 +5,12 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import INTENTS_FOLDER, ONNX_FILE
 from airserve.cli import run_script
+from airserve.export.onnx import sizes_of
 from airserve.export.parity import check_parity
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.training.checkpoint import load_ranker
-from airserve.triton.config_names import ONNX_FILE
 
 
 def main(
@@ -26,8 +27,8 @@ def main(
         engine: folder made by build/export_onnx.py.
     """
     torch.set_num_threads(1)
-    model, _ = load_ranker(ranker, IntentTable.open(tables / "serving"))
-    return check_parity(model, engine / ONNX_FILE)
+    trained = load_ranker(ranker, IntentTable.open(tables / INTENTS_FOLDER))
+    return check_parity(trained.ranker, engine / ONNX_FILE, sizes_of(trained.ranker))
 
 
 if __name__ == "__main__":

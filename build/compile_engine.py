@@ -7,10 +7,10 @@ from pathlib import Path
 import cyclopts
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE
 from airserve.cli import run_script
 from airserve.errors import ArtifactError
 from airserve.export.tensorrt import CompileSettings, compile_engine, has_tensorrt
-from airserve.triton.config_names import ONNX_FILE
 
 log = logging.getLogger("compile_engine")
 

@@ -1,8 +1,6 @@
 """Serve a model repository with a real Triton, ask it for logged users, print the answers and measure the requests."""
 
-import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -11,9 +9,12 @@ import numpy as np
 from rich.console import Console
 
 from airserve import contract
+from airserve.artifacts import SAMPLE_ANSWERS_FILE
 from airserve.bench.latency import time_calls
 from airserve.cli import run_script
 from airserve.client import NodeTexts, RankClient, to_tensors
+from airserve.client.wire import PLAIN_OUTPUTS
+from airserve.files import write_json
 from airserve.progress import track
 from airserve.showcase import Catalogue, Presenter, as_record, logged_users
 from airserve.triton.server import ServerSettings, TritonServer
@@ -26,7 +27,7 @@ def main(
     data: Path = Path("artifacts/demo/data"),
     tables: Path = Path("artifacts/demo/tables"),
     repository: Path = Path("artifacts/demo/model_repository"),
-    out: Path = Path("artifacts/demo/answers.json"),
+    out: Path = Path("artifacts/demo") / SAMPLE_ANSWERS_FILE,
     show: int = 3,
     record: int = 10,
     requests: int = 500,
@@ -53,18 +54,15 @@ def main(
         answers = [client.rank([user.request], explain=True)[0] for user in users[: max(show, record)]]
         for user, answer in zip(users[:show], answers[:show], strict=True):
             presenter.show(user, answer)
-        wanted = [contract.SCORES.name, contract.COVERAGE.name, contract.TABLE_VERSION.name]
         tensors = [to_tensors([user.request]) for user in users]
-        timed = time_calls(lambda request: client.infer(request, wanted), tensors)
+        timed = time_calls(lambda request: client.infer(request, PLAIN_OUTPUTS), tensors)
         coverage = [
-            float(client.infer(request, wanted)[contract.COVERAGE.name][0, 0])
+            float(client.infer(request, PLAIN_OUTPUTS)[contract.COVERAGE.name][0, 0])
             for request in track(tensors, "measuring coverage", len(tensors), "requests")
         ]
         version = server.version()
     records = [as_record(u, a, catalogue, texts, 3) for u, a in zip(users[:record], answers[:record], strict=True)]
-    part = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    part.write_text(json.dumps(records, indent=1, ensure_ascii=False))
-    part.replace(out)
+    write_json(out, records)
     return {
         "coverage": round(float(np.mean(coverage)), 4),
         "rank_p50_ms": round(timed.p50_ms, 3),

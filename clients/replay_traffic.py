@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cyclopts
 
+from airserve.artifacts import BEHAVIOURS_FILE
 from airserve.cli import run_script
 from airserve.client import AsyncRankClient, RetryPolicy, TlsSettings
 from airserve.client.replay import ReplayReport, ReplaySettings, Traffic, replay
@@ -17,7 +18,7 @@ log = logging.getLogger("replay_traffic")
 def main(
     *,
     url: str = "127.0.0.1:8001",
-    behaviours: Path = Path("artifacts/demo/data/behaviours.parquet"),
+    behaviours: Path = Path("artifacts/demo/data") / BEHAVIOURS_FILE,
     speed: float = 60.0,
     max_requests: int = 1000,
     duration_s: float = 60.0,

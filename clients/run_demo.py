@@ -1,15 +1,16 @@
 """The main job, end to end: behaviours to intents to tables to ranker to engine to Triton to explained answers."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
 import cyclopts
 
+from airserve.artifacts import LM_REPORT_FILE, SUMMARY_FILE
 from airserve.cli import run_script
 from airserve.errors import UserError
+from airserve.files import write_json
 from airserve.main_job import MainJob, online_command, steps, summarise
 from airserve.pipeline import run_chain, run_step
 
@@ -56,11 +57,9 @@ def main(
     results["answers"] = run_step(
         online_command(job), folder / "steps", number=len(chain) + 1, of=len(chain) + 1, reuse=False
     )
-    report = Path(model) / "report.json"
+    report = Path(model) / LM_REPORT_FILE
     summary = summarise(results, json.loads(report.read_text()) if report.exists() else {})
-    part = folder / f"summary.json.tmp-{os.getpid()}"
-    part.write_text(json.dumps(summary, indent=1))
-    part.replace(folder / "summary.json")
+    write_json(folder / SUMMARY_FILE, summary)
     show(summary, folder, time.monotonic() - start)
     return summary
 

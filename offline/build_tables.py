@@ -14,6 +14,7 @@ from pathlib import Path
 from cyclopts import App
 
 from airserve.errors import UserError
+from airserve.export.serving import make_serving
 from airserve.table.build import BuildSettings, build_tables
 from airserve.table.embed import BUNDLED
 from airserve.table.merges import THRESHOLD
@@ -34,6 +35,7 @@ def main(
     cache: Path = Path("artifacts/cache"),
     shuffle_seed: int | None = None,
     table_version: int | None = None,
+    encoder: Path | None = None,
 ) -> None:
     """Build and publish the tables.
 
@@ -48,6 +50,8 @@ def main(
         cache: where embedded texts are kept between runs.
         shuffle_seed: give every item another item's intents: the control experiment.
         table_version: a version of your own; from the content where left out.
+        encoder: folder made by build/export_onnx.py: also write the rows that a server opens (tables/serving), as
+            offline/encode_table.py does. The first time there is none yet: train on the tables, then export.
     """
     settings = BuildSettings(
         data=data,
@@ -61,7 +65,10 @@ def main(
         shuffle_seed=shuffle_seed,
         table_version=table_version,
     )
-    print(json.dumps(build_tables(settings)))
+    figures = build_tables(settings)
+    if encoder is not None:
+        figures["serving"] = make_serving(data, out, encoder, table_version)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python offline/evaluate_ranker.py --data FOLDER --out results.json
 
 Every (model, seed) is trained and ranked once and kept in the cache folder, so that an interrupted study is taken up
-where it was. With --ranker it measures that one trained ranker instead, against popularity and its own base.
+where it was.
 """
 
 import os
@@ -12,19 +12,15 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import RESULTS_FILE
 from airserve.cli import run_script
-from airserve.data.schema import load_dataset
 from airserve.study.job import StudyJob
-from airserve.study.metrics import Bootstrap
 from airserve.study.models import MODELS
 from airserve.study.prepare import derived_source, prepare, study_settings
 from airserve.study.protocol import Protocol
-from airserve.table.lookup import IntentTable
-from airserve.training.checkpoint import load_ranker
+from airserve.study.sample import Sample
 from airserve.training.device import AUTO, pick_device
-from airserve.training.evaluation import EvaluationSettings
-from airserve.training.examples import make_log
-from airserve.training.stages import evaluate_ranker
+from airserve.training.evaluation import Bootstrap
 
 
 def main(
@@ -39,9 +35,10 @@ def main(
     cache: Path = Path("artifacts/study"),
     fast: bool = False,
     learn_from_held_out: bool = False,
+    cold_items: float = 0.0,
+    thin: float = 1.0,
     resamples: int = 5000,
     truth: Path | None = None,
-    ranker: Path | None = None,
     max_users: int = 5000,
     threads: int = min(2, os.cpu_count() or 1),
     device: str = AUTO,
@@ -59,21 +56,20 @@ def main(
         cache: folder of the finished runs.
         fast: a toy configuration, for trying the script.
         learn_from_held_out: also learn from the histories of valid and test users; the published protocol does not.
+        cold_items: share of the items, by a hash of their id, without any training event; the slice `cold` of targets.
+        thin: share of the training users, by a hash of their id, that is kept; held-out users all are.
         resamples: of the bootstrap.
         truth: a truth.parquet of offline/make_world.py; AIR's retrieved intents are compared with it.
-        ranker: train nothing, measure this ranker only (a folder made by offline/train_ranker.py).
         max_users: test users, chosen at random where there are more.
         threads: of PyTorch.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, ...
     """
     torch.set_num_threads(threads)
-    if ranker is not None:
-        return measure_one(ranker, data, tables, EvaluationSettings(seed=first_seed, draws=draws, users=max_users))
     job = StudyJob(
         models=tuple(filter(None, map(str.strip, models.split(",")))),
         seeds=tuple(range(first_seed, first_seed + seeds)),
         runs=cache / "runs",
-        out=out or cache / "results.json",
+        out=out or cache / RESULTS_FILE,
         bootstrap=Bootstrap(resamples=resamples),
         truth=truth,
     )
@@ -83,18 +79,10 @@ def main(
         cache,
         train=study_settings(fast=fast),
         protocol=Protocol(draws=draws, max_users=max_users),
-        learn_from_held_out=learn_from_held_out,
+        sample=Sample(cold_items=cold_items, thin=thin, learn_from_held_out=learn_from_held_out),
         device=pick_device(device),
     )
     return job.run(study, tables or cache / "tables")
-
-
-def measure_one(ranker: Path, data: Path, tables: Path | None, settings: EvaluationSettings) -> dict[str, object]:
-    """Measure one trained ranker; `data` has items.parquet and behaviours.parquet, the tables lie beside it."""
-    table = IntentTable.open((tables or data.parent / "tables") / "serving")
-    model, _ = load_ranker(ranker, table)
-    dataset = load_dataset(data)
-    return evaluate_ranker(model, table, make_log(dataset.items, dataset.behaviours, table), settings)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cyclopts
 
+from airserve.artifacts import ANSWERS_FILE
 from airserve.cli import run_script
 from airserve.data.sources import MemorySettings
 from airserve.intents.generate import JobInput, generate
@@ -116,7 +117,7 @@ def main(
     if plan:
         return asdict(plan_job(source, out, settings, rate=rate))
     report = generate(source, out, settings)
-    log.info("wrote %s, valid %.1f %%; to look at: %s", out / "answers.parquet", 100 * report.valid_share, out)
+    log.info("wrote %s, valid %.1f %%; to look at: %s", out / ANSWERS_FILE, 100 * report.valid_share, out)
     if report.dead_share > max_dead_share:
         print(json.dumps(asdict(report)), flush=True)
         share, limit_share = f"{100 * report.dead_share:.2f} %", f"{100 * max_dead_share:.2f} %"

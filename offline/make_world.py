@@ -1,28 +1,26 @@
 """Write the demo world: items with titles, a behaviour log of users with drifting intents, and the truth."""
 
 import logging
-import os
 from pathlib import Path
 
 import cyclopts
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA, TRUTH_SCHEMA
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE, TRUTH_FILE
 from airserve.cli import run_script
+from airserve.data.schema import write_parquet
 from airserve.progress import track
 from airserve.world.log import World, WorldSettings, behaviour_columns
 from airserve.world.ontology import load_ontology
 
 log = logging.getLogger("make_world")
-TYPES = {"user_segment": pa.int32()}
 
 
-def write(path: Path, columns: dict[str, list[object]]) -> None:
+def write(path: Path, columns: dict[str, list[object]], schema: pa.Schema) -> None:
     """Write one Parquet file, whole or not at all."""
-    table = pa.table({name: pa.array(values, type=TYPES.get(name)) for name, values in columns.items()})
-    part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    pq.write_table(table, part)
-    part.replace(path)
+    table = pa.table(columns, schema=schema)
+    write_parquet(table, path)
     log.info("wrote %s, %d rows", path, table.num_rows)
 
 
@@ -41,24 +39,25 @@ def main(*, out: Path = Path("artifacts/demo/data"), size: float = 1.0, seed: in
         for name, values in behaviour_columns(world, [user]).items():
             columns.setdefault(name, []).extend(values)
     noise = columns.pop("is_noise")
-    out.mkdir(parents=True, exist_ok=True)
     write(
-        out / "items.parquet",
+        out / ITEMS_FILE,
         {
             "item_id": [item.item_id for item in world.items],
             "domain": [item.domain for item in world.items],
             "title": [item.title for item in world.items],
             "is_candidate": [item.domain == "product" for item in world.items],
         },
+        ITEMS_SCHEMA,
     )
     write(
-        out / "truth.parquet",
+        out / TRUTH_FILE,
         {
             "item_id": [item.item_id for item in world.items],
             "leaf": [" > ".join(item.leaf.path) for item in world.items],
         },
+        TRUTH_SCHEMA,
     )
-    write(out / "behaviours.parquet", columns)
+    write(out / BEHAVIOURS_FILE, columns, BEHAVIOURS_SCHEMA)
     return {
         "items": len(world.items),
         "users": world.settings.users,

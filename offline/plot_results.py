@@ -9,16 +9,17 @@ from pathlib import Path
 
 import cyclopts
 
+from airserve.artifacts import RESULTS_FILE
 from airserve.cli import run_script
 from airserve.errors import DataError
+from airserve.files import write_json
 from airserve.study.plots import write_figures
-from airserve.training.checkpoint import write_json
 
 log = logging.getLogger("plot_results")
 
 
 def main(
-    *, results: Path = Path("docs/results/ranker/results.json"), out: Path = Path("docs/results/ranker")
+    *, results: Path = Path("docs/results/ranker") / RESULTS_FILE, out: Path = Path("docs/results/ranker")
 ) -> dict[str, object]:
     """Draw a study.
 
@@ -39,7 +40,7 @@ def main(
             remedy="run offline/evaluate_ranker.py --out FILE",
         )
     files = write_figures(study, out)
-    write_json(out / "results.json", study)
+    write_json(out / RESULTS_FILE, study)
     log.info("wrote %s in %s", ", ".join(files), out)
     return {"out": str(out), "files": files}
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import cyclopts
 import torch
 
+from airserve.artifacts import CONFIG_FILE, INTENTS_FOLDER, METRICS_FILE, RANKER_FILE
 from airserve.cli import run_script
 from airserve.data.schema import load_dataset
+from airserve.files import write_json
 from airserve.model.ranker import RankerSettings
-from airserve.table.lookup import IntentTable
-from airserve.training.checkpoint import save_ranker, write_json
+from airserve.table.intents import IntentTable
+from airserve.training.checkpoint import save_ranker
 from airserve.training.device import AUTO, pick_device
 from airserve.training.examples import make_log
 from airserve.training.stages import Training, TrainSettings
@@ -44,21 +46,21 @@ def main(
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, ...
     """
     torch.set_num_threads(threads)
-    table = IntentTable.open(tables / "serving")
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     dataset = load_dataset(data)
     settings = TrainSettings(
         ranker=replace(RankerSettings(), use_intents=intents), minutes_budget=minutes_budget, seed=seed
     )
     events = make_log(dataset.items, dataset.behaviours, table)
     mark = hashlib.sha256(repr((settings, table.manifest)).encode() + events.digest()).hexdigest()
-    trained = Training(table, events, settings, out, mark, pick_device(device)).run()
+    trained, metrics = Training(table, events, settings, out, mark, pick_device(device)).run()
     extra = {"training": {**asdict(settings), "ranker": None}, "fingerprint": mark}
-    save_ranker(out, trained.ranker, table, extra)
-    write_json(out / "metrics.json", trained.metrics)
+    save_ranker(out, trained, table, extra)
+    write_json(out / METRICS_FILE, metrics)
     for state in out.glob("resume-*.pt"):
         state.unlink()
-    log.info("wrote %s, %s and %s", *(out / name for name in ("ranker.safetensors", "config.json", "metrics.json")))
-    return trained.metrics
+    log.info("wrote %s, %s and %s", *(out / name for name in (RANKER_FILE, CONFIG_FILE, METRICS_FILE)))
+    return metrics
 
 
 if __name__ == "__main__":

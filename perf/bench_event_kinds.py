@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from airserve.artifacts import ITEMS_FILE
 from airserve.cli import run_script
 from airserve.contract import ACTIONS, USER_SEGMENT
 from airserve.data.sources import MemorySettings, bounded_duckdb, find_source
@@ -32,7 +33,7 @@ def write_world(folder: str, rows: int, catalogue: int) -> None:
     rng = np.random.default_rng(0)
     ids = np.arange(catalogue, dtype=np.int64) * 7919
     titles = [f"item number {place}" for place in range(catalogue)]
-    pq.write_table(pa.table({"item_id": ids, "title": titles}), f"{folder}/items.parquet")
+    pq.write_table(pa.table({"item_id": ids, "title": titles}), Path(folder) / ITEMS_FILE)
     (Path(folder) / "behaviours").mkdir()
     names = pa.array(list(ACTIONS))
     for place, start in enumerate(range(0, rows, FILE_ROWS)):

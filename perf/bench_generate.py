@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import cyclopts
 
+from airserve.artifacts import ANSWERS_FILE
 from airserve.cli import run_script
 from airserve.data.sources import bounded_duckdb
 from airserve.intents.answers import model_identity
@@ -84,7 +85,7 @@ def main(
                     bare_s += time.perf_counter() - start
         start = time.perf_counter()
         store.read_answers()
-        store.write_answers(store.folder / "answers.parquet")
+        store.write_answers(store.folder / ANSWERS_FILE)
         job_s += time.perf_counter() - start
         figures, job_tokens = store.figures(), store.output_tokens()
     return {

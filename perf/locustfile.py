@@ -24,8 +24,8 @@ from typing import Any  # noqa: E402
 
 from locust import User, constant, events, task  # noqa: E402
 
-from airserve import contract  # noqa: E402
 from airserve.client import RankClient, to_tensors  # noqa: E402
+from airserve.client.wire import PLAIN_OUTPUTS  # noqa: E402
 from airserve.errors import ServerError  # noqa: E402
 from airserve.showcase import Catalogue, logged_users  # noqa: E402
 
@@ -33,7 +33,6 @@ DATA = Path(os.environ.get("AIRSERVE_DATA", "artifacts/demo/data"))
 CANDIDATES = int(os.environ.get("AIRSERVE_CANDIDATES", "128"))
 P99_MS = float(os.environ.get("AIRSERVE_P99_MS", "20"))
 MAX_FAILURES = float(os.environ.get("AIRSERVE_MAX_FAILURES", "0"))
-OUTPUTS = [contract.SCORES.name, contract.COVERAGE.name, contract.TABLE_VERSION.name]
 NAME = "rank"
 
 requests: list[dict[str, Any]] = []
@@ -66,7 +65,7 @@ class Ranker(User):
         start = time.perf_counter()
         error: Exception | None = None
         try:
-            self.client.infer(tensors, OUTPUTS)
+            self.client.infer(tensors, PLAIN_OUTPUTS)
         except ServerError as refused:
             error = refused
         events.request.fire(

@@ -14,11 +14,13 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from airserve.artifacts import MODEL_CONFIG_FILE, SERVING_FOLDER
 from airserve.bench.load import OK, closed_loop, encode_call
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.cli import run_script
+from airserve.files import write_text
 from airserve.progress import track
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 from airserve.triton.config import ServingSettings
 from airserve.triton.repository import RepositorySource, write_repository
 from airserve.triton.server import ServerSettings, TritonServer
@@ -34,12 +36,12 @@ POLICIES: dict[str, dict[str, int]] = {
 
 def bound_queues(repository: Path, policy: dict[str, int]) -> None:
     """Give every model with a batcher a queue policy of Triton's own."""
-    for path in repository.glob("*/config.pbtxt"):
+    for path in repository.glob(f"*/{MODEL_CONFIG_FILE}"):
         config = text_format.Parse(path.read_text(), pb.ModelConfig())
         if policy and config.HasField("dynamic_batching"):
             for name, value in policy.items():
                 setattr(config.dynamic_batching.default_queue_policy, name, value)
-            path.write_text(text_format.MessageToString(config))
+            write_text(path, text_format.MessageToString(config))
 
 
 def measure(url: str, messages: list[bytes], seconds: float, concurrency: int) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def main(
         tritonserver: program of another Triton; by default the one of .venv-triton.
     """
     requests = make_requests(
-        IntentTable.open(tables / "serving"), WorkloadSettings(behaviours=8, candidates=8, count=20)
+        ServedTable.open(tables / SERVING_FOLDER), WorkloadSettings(behaviours=8, candidates=8, count=20)
     )
     messages = [encode_call(request) for request in requests]
     figures: dict[str, object] = {}

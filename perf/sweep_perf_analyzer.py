@@ -5,7 +5,6 @@ Each configuration gets its own Triton. The committed result (docs/results/servi
 """
 
 import dataclasses
-import json
 import logging
 import os
 import tempfile
@@ -14,12 +13,14 @@ from typing import Any
 
 import cyclopts
 
+from airserve.artifacts import SERVING_FOLDER
 from airserve.bench.analyzer import AnalyzerSettings, analyze, find_analyzer
 from airserve.bench.load import executed
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.cli import run_script
+from airserve.files import write_json
 from airserve.progress import track
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 from airserve.triton.config import ServingSettings, executing_model
 from airserve.triton.repository import RepositorySource, write_repository
 from airserve.triton.server import ServerSettings, TritonServer
@@ -43,7 +44,7 @@ def measure(
     settings: ServingSettings, tables: Path, engine: Path, analyzer: AnalyzerSettings, concurrency: int
 ) -> dict[str, Any]:
     """Serve one configuration; single calls, then many at once with L and C of 1 to 128."""
-    table = IntentTable.open(tables / "serving")
+    table = ServedTable.open(tables / SERVING_FOLDER)
     alike = make_requests(table, WorkloadSettings(count=64))
     mixed = make_requests(table, WorkloadSettings(count=64, mixed=True))
     with tempfile.TemporaryDirectory() as folder:
@@ -88,11 +89,8 @@ def main(
         rows.append({**changes, **measure(ServingSettings(**changes), tables, engine, analyzer, concurrency)})
         log.info("%s", rows[-1])
     about = {"concurrency": concurrency, "window_ms": window_ms, "cores": os.cpu_count(), "target": "embedded"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     defaults = dataclasses.asdict(ServingSettings())
-    part.write_text(json.dumps({**about, "defaults": defaults, "configurations": rows}, indent=1) + "\n")
-    part.replace(out)
+    write_json(out, {**about, "defaults": defaults, "configurations": rows})
     fastest = max(rows, key=lambda row: row["many"]["per_s"])
     return {"out": str(out), "configurations": len(rows), "fastest": fastest}
 

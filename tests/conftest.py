@@ -35,11 +35,10 @@ def small_job(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random tables and an untrained ranker, in `tables/` and `engine/`."""
-    from airserve.bench.synthetic import write_engine, write_tables
+    from airserve.bench.synthetic import write_all
 
     folder = tmp_path_factory.mktemp("synthetic")
-    write_tables(folder / "tables")
-    write_engine(folder / "tables", folder / "engine")
+    write_all(folder)
     return folder
 
 

@@ -3,8 +3,9 @@
 The ONNX exporter, the TensorRT profile, config.pbtxt, Triton's Python models, the clients, the load tests and the
 tests all take their names and bounds from here. Standard library and NumPy only.
 
-Axes: B requests in a call, L behaviours, C candidates, K chains per candidate, D levels of a chain, M behaviours shown
-as evidence of a chain, P intent paths per behaviour, R chains in a request's tree, U nodes in a request's tree.
+Axes: B requests in a call, L behaviours, T latest behaviours (the sequence tower's window), C candidates, K chains per
+candidate, D levels of a chain, M behaviours shown as evidence of a chain, P intent paths per behaviour, R chains in a
+request's tree. Widths that belong to an encoder: H of a token, X of a node's or a target's row.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from airserve.errors import InvalidRequestError
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """Stamped into all that is produced; a mismatch is refused at load."""
 
 # Models in the Triton repository.
@@ -36,9 +37,13 @@ MAX_CANDIDATES = 1024
 MAX_CHAINS = 256
 """Chains kept of a request's tree: most supporting behaviours first, then the youngest, then the lowest path id."""
 CHAINS_PER_CANDIDATE = 8
+MIN_CHAINS = CHAINS_PER_CANDIDATE
+"""A tree is handed over with at least so many, padded: the best K of fewer than K cannot be taken."""
 MAX_DEPTH = 4
 MAX_TREE_NODES = 1 + MAX_CHAINS * MAX_DEPTH
 MAX_EVIDENCE = 4
+WINDOW = 64
+"""Latest behaviours that the sequence tower sees."""
 MAX_PATHS = 4
 """Intent paths kept of one event kind."""
 
@@ -52,7 +57,20 @@ FIRST_ITEM_ROW = 2
 PAD_NODE = 0
 PAD_SLOT = 0
 PAD_CHAIN = -1
+NO_CHAIN = -1
 NO_EVIDENCE = -1
+PAD_CONTEXT = 0
+TIE_STEP = 1e-6
+"""Of chains whose scores are equal the lower index comes first, of equal evidence the younger behaviour: a step of the
+sorting key per index. float32 resolves it up to a score of 8."""
+PADDED_CHAIN = -1e4
+"""`chain_bias` of a padded chain: below any score, and fp16 holds it."""
+UNKNOWN_PENALTY = 1000.0
+"""An unknown candidate scores as an item that nothing is known about, less this: all alike, and below all others."""
+
+GAP_STEPS_S = tuple(60.0 * 4.0**step for step in range(12))
+"""One minute to eight years; the gap between two behaviours is told as how many of these it reaches."""
+N_GAPS = 1 + len(GAP_STEPS_S)
 
 ACTIONS: dict[str, int] = {"view": 1, "like": 2, "click": 3, "cart": 4, "order": 5}
 ACTION_NAMES: dict[int, str] = {number: name for name, number in ACTIONS.items()}
@@ -72,13 +90,21 @@ class TensorSpec:
     @cached_property
     def triton_dtype(self) -> str:
         """Triton's name of the dtype, e.g. `INT64`."""
-        return {np.int64: "INT64", np.int32: "INT32", np.float32: "FP32"}[self.dtype]
+        return {
+            np.int64: "INT64", np.int32: "INT32", np.float32: "FP32", np.float16: "FP16", np.bool_: "BOOL"
+        }[self.dtype]  # fmt: skip
 
     @cached_property
     def dims(self) -> tuple[int, ...]:
-        """Shape without the batch axis, -1 where it varies."""
-        fixed = {"K": CHAINS_PER_CANDIDATE, "D": MAX_DEPTH, "M": MAX_EVIDENCE, "P": MAX_PATHS, "1": 1}
-        return tuple(fixed.get(axis, -1) for axis in self.axes[1:])
+        """Shape without the batch axis, -1 where it varies or belongs to an encoder."""
+        return self.dims_for({})
+
+    def dims_for(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """`dims` with some axes of a given size, such as an encoder's `H` and `X`."""
+        fixed = {
+            "K": CHAINS_PER_CANDIDATE, "D": MAX_DEPTH, "M": MAX_EVIDENCE, "P": MAX_PATHS, "T": WINDOW, "1": 1
+        }  # fmt: skip
+        return tuple(sizes.get(axis, fixed.get(axis, -1)) for axis in self.axes[1:])
 
 
 # What a client sends.
@@ -95,78 +121,108 @@ REQUEST = (BEHAVIOUR_ITEMS, BEHAVIOUR_ACTIONS, BEHAVIOUR_AGES_S, USER_SEGMENT, C
 
 # What a client gets.
 SCORES = TensorSpec(name="scores", dtype=np.float32, axes="BC", about="higher ranks first; -inf where padded")
-CHAIN_NODES = TensorSpec(
-    name="chain_nodes", dtype=np.int32, axes="BCKD", about="node ids of each kept chain, coarse to fine, 0 where none"
+CHAIN_INDEX = TensorSpec(
+    name="chain_index", dtype=np.int32, axes="BCK", about="each candidate's kept chains, best first; -1 where none"
 )
 CHAIN_WEIGHTS = TensorSpec(
     name="chain_weights", dtype=np.float32, axes="BCK", about="target-aware score of each kept chain, 0 where none"
 )
+CHAIN_NODES = TensorSpec(
+    name="chain_nodes", dtype=np.int32, axes="BRD", about="node ids of the tree's chains, coarse to fine, 0 where none"
+)
 EVIDENCE = TensorSpec(
     name="evidence",
     dtype=np.int32,
-    axes="BCKM",
-    about="indices into the behaviours that support a chain, -1 where none",
+    axes="BRM",
+    about="indices into the behaviours that support a chain, strongest first, -1 where none",
 )
 COVERAGE = TensorSpec(name="coverage", dtype=np.float32, axes="B1", about="share of the behaviours that have intents")
+UNKNOWN_COUNT = TensorSpec(
+    name="unknown_candidates", dtype=np.int32, axes="B1", about="candidates that the table does not know"
+)
+UNKNOWN_MASK = TensorSpec(
+    name="candidate_unknown", dtype=np.bool_, axes="BC", about="which candidates the table does not know"
+)
 TABLE_VERSION = TensorSpec(name="table_version", dtype=np.int64, axes="B1", about="version of the table that answered")
-EXPLANATION = (CHAIN_NODES, CHAIN_WEIGHTS, EVIDENCE)
-RESPONSE = (SCORES, *EXPLANATION, COVERAGE, TABLE_VERSION)
+EXPLANATION = (CHAIN_INDEX, CHAIN_WEIGHTS, CHAIN_NODES, EVIDENCE)
+LOOKED_UP = (CHAIN_NODES, EVIDENCE, COVERAGE, UNKNOWN_COUNT, UNKNOWN_MASK, TABLE_VERSION)
+"""Those of the response that the lookup alone knows."""
+RESPONSE = (SCORES, *EXPLANATION, COVERAGE, UNKNOWN_COUNT, UNKNOWN_MASK, TABLE_VERSION)
 
-# What the lookup hands to the ranker: ids only, embeddings stay inside the engine.
-BEHAVIOUR_ROWS = TensorSpec(
-    name="behaviour_rows", dtype=np.int32, axes="BL", about="catalogue rows of the history, 0 padding, 1 unknown"
+# What the lookup hands to the ranker: rows that an encoder made, gathered from the table, and what they weigh. No row
+# number, so the ranker belongs to an encoder, and to no catalogue and no vocabulary.
+WINDOW_TOKENS = TensorSpec(
+    name="window_tokens",
+    dtype=np.float16,
+    axes="BTH",
+    about="tokens of the latest behaviours, oldest first, zeros in front of a short history",
 )
-BEHAVIOUR_CHAINS = TensorSpec(
-    name="behaviour_chains", dtype=np.int32, axes="BLP", about="indices into the tree's chains, -1 where none"
-)
-TREE_NODES = TensorSpec(
-    name="tree_nodes", dtype=np.int32, axes="BU", about="distinct node ids of the tree; slot 0 and padding hold node 0"
-)
-CHAIN_SLOTS = TensorSpec(
-    name="chain_slots",
+WINDOW_CONTEXT = TensorSpec(
+    name="window_context",
     dtype=np.int32,
+    axes="BT",
+    about="1 + action * N_GAPS + gap to the behaviour before; 0 padding",
+)
+CHAIN_ROWS = TensorSpec(
+    name="chain_rows", dtype=np.float16, axes="BRDX", about="rows of each chain's nodes, coarse to fine, zeros behind"
+)
+LEVEL_WEIGHTS = TensorSpec(
+    name="level_weights",
+    dtype=np.float32,
     axes="BRD",
-    about="each chain as slots of tree_nodes, coarse to fine, 0 where none",
+    about="log(1 + w_u) of each chain's nodes over the chain's norm, 0 where none",
 )
-CANDIDATE_ROWS = TensorSpec(
-    name="candidate_rows", dtype=np.int32, axes="BC", about="catalogue rows of the candidates, 0 padding, 1 unknown"
+CHAIN_BIAS = TensorSpec(
+    name="chain_bias", dtype=np.float32, axes="BR", about="0 less a tie step a place; PADDED_CHAIN where padded"
 )
-LOOKUP_OUTPUTS = (BEHAVIOUR_ROWS, BEHAVIOUR_CHAINS, TREE_NODES, CHAIN_SLOTS, CANDIDATE_ROWS, COVERAGE, TABLE_VERSION)
-# What it hands over besides, where a compiled backend batches whole tensors: the history as long as its rows.
-PADDED_ACTIONS = TensorSpec(
-    name="padded_actions", dtype=np.int32, axes="BL", about="behaviour_actions, padded like behaviour_rows"
+EVIDENCE_TOKENS = TensorSpec(
+    name="evidence_tokens", dtype=np.float16, axes="BRMH", about="tokens of each chain's evidence, zeros where none"
 )
-PADDED_AGES_S = TensorSpec(
-    name="padded_ages_s", dtype=np.float32, axes="BL", about="behaviour_ages_s, padded like behaviour_rows"
+CANDIDATE_TOKENS = TensorSpec(
+    name="candidate_tokens",
+    dtype=np.float16,
+    axes="BCH",
+    about="tokens of the candidates; zeros where nothing is known of the history",
 )
-PADDED_HISTORY = {BEHAVIOUR_ACTIONS.name: PADDED_ACTIONS, BEHAVIOUR_AGES_S.name: PADDED_AGES_S}
-"""Ranker input: what stands for it there."""
+CANDIDATE_TARGETS = TensorSpec(
+    name="candidate_targets", dtype=np.float16, axes="BCX", about="retrieval vectors and queries of the candidates"
+)
+CANDIDATE_PRIOR = TensorSpec(
+    name="candidate_prior",
+    dtype=np.float32,
+    axes="BC",
+    about="added to the score: what is bought together, popularity for an empty history, -inf where padded",
+)
 RANKER_INPUTS = (
-    BEHAVIOUR_ROWS,
-    BEHAVIOUR_ACTIONS,
-    BEHAVIOUR_AGES_S,
-    BEHAVIOUR_CHAINS,
-    TREE_NODES,
-    CHAIN_SLOTS,
-    CANDIDATE_ROWS,
+    WINDOW_TOKENS,
+    WINDOW_CONTEXT,
+    CHAIN_ROWS,
+    LEVEL_WEIGHTS,
+    CHAIN_BIAS,
+    EVIDENCE_TOKENS,
+    CANDIDATE_TOKENS,
+    CANDIDATE_TARGETS,
+    CANDIDATE_PRIOR,
 )
-RANKER_OUTPUTS = (SCORES, *EXPLANATION)
+RANKER_OUTPUTS = (SCORES, CHAIN_INDEX, CHAIN_WEIGHTS)
+LOOKUP_OUTPUTS = (*RANKER_INPUTS, *LOOKED_UP)
+
+USUAL_SIZES = {"H": 64, "E": 128, "X": 192}
+"""Widths of an encoder of the usual settings; an engine's manifest has its own."""
 
 PROFILE: dict[str, tuple[int, int, int]] = {
     "B": (1, 1, MAX_BATCH),
-    "L": (1, 128, MAX_BEHAVIOURS),
     "C": (1, 128, MAX_CANDIDATES),
-    "R": (1, 64, MAX_CHAINS),
-    "U": (1, 128, MAX_TREE_NODES),
+    "R": (MIN_CHAINS, 64, MAX_CHAINS),
 }
-"""Min, opt, max of each axis that varies, for the engine. An empty history reaches the engine as one padded row."""
+"""Min, opt, max of each axis that varies, for the engine. The length of the history is none: the lookup ends it."""
 
 
 SHAPE_CLASSES: tuple[dict[str, int], ...] = (
-    {"L": 128, "C": 128, "R": 128, "U": 256},
-    {"L": 256, "C": 256, "R": MAX_CHAINS, "U": 512},
-    {"L": 512, "C": 512, "R": MAX_CHAINS, "U": MAX_TREE_NODES},
-    {"L": MAX_BEHAVIOURS, "C": MAX_CANDIDATES, "R": MAX_CHAINS, "U": MAX_TREE_NODES},
+    {"C": 128, "R": 128},
+    {"C": 256, "R": MAX_CHAINS},
+    {"C": 512, "R": MAX_CHAINS},
+    {"C": MAX_CANDIDATES, "R": MAX_CHAINS},
 )
 """Shapes that requests are padded to where only equal shapes batch (compiled backends). Few, so that neighbours in the
 queue have the same: with a ladder per axis a mixed stream executed 1.4 requests together."""

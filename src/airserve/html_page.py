@@ -5,11 +5,12 @@ What is shown may be hostile: all text is escaped, and a content policy in the p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+
+from airserve.files import write_text
 
 LONGEST_TEXT = 160
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -93,12 +94,7 @@ def write_page(path: Path, title: str, about: str, tiles: Sequence[Tile], sectio
         f'<style>{STYLE}</style><h1>{shown(title)}</h1><p class="sub">{shown(about)}</p>'
         f'<div class="tiles">{grid}</div>{body}</html>\n'
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page)
 
 
 def table(

@@ -8,9 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from airserve import contract
+from airserve.artifacts import (
+    ANSWERS_FILE,
+    BEHAVIOURS_FILE,
+    INTENTS_FOLDER,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    MODEL_CONFIG_FILE,
+    ONNX_FILE,
+    RANKER_FILE,
+    SAMPLE_ANSWERS_FILE,
+    SERVING_FOLDER,
+    VOCABULARY_FILE,
+)
 from airserve.pipeline import Step
 
 LIBRARY = Path("src/airserve")
+FOUNDATION = ("contract.py", "errors.py", "artifacts.py", "artifact_schemas.py", "files.py")
+"""Sources that every step depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +52,12 @@ def _script(name: str, *args: object) -> tuple[str, ...]:
 
 
 def _source(*parts: str) -> tuple[Path, ...]:
-    return tuple(LIBRARY / part for part in ("contract.py", "errors.py", *parts))
+    return tuple(LIBRARY / part for part in (*FOUNDATION, *parts))
 
 
 def _data_step(job: MainJob) -> Step:
     data = job.folder / "data"
-    writes = (data / "items.parquet", data / "behaviours.parquet")
+    writes = (data / ITEMS_FILE, data / BEHAVIOURS_FILE)
     if job.data is None:
         return Step(
             name="data",
@@ -78,14 +94,14 @@ def _offline_steps(job: MainJob) -> list[Step]:
                 job.workers,
             ),
             reads=(Path("offline/generate_intents.py"), data, *model, *_source("intents", "data")),
-            writes=(intents / "answers.parquet",),
+            writes=(intents / ANSWERS_FILE,),
         ),
         Step(
             name="tables",
             about="intent vocabulary, embeddings, atomic intent table",
             command=_script("offline/build_tables.py", "--data", data, "--intents", intents, "--out", tables),
-            reads=(Path("offline/build_tables.py"), data, intents / "answers.parquet", *_source("table")),
-            writes=(tables / "vocabulary.parquet", tables / "serving" / "manifest.json"),
+            reads=(Path("offline/build_tables.py"), data, intents / ANSWERS_FILE, *_source("table")),
+            writes=(tables / VOCABULARY_FILE, tables / INTENTS_FOLDER / MANIFEST_FILE),
         ),
         Step(
             name="ranker",
@@ -104,33 +120,47 @@ def _offline_steps(job: MainJob) -> list[Step]:
             reads=(
                 Path("offline/train_ranker.py"),
                 data,
-                tables / "serving" / "manifest.json",
+                tables / INTENTS_FOLDER / MANIFEST_FILE,
                 *_source("model", "training", "table"),
             ),
-            writes=(ranker / "ranker.safetensors", ranker / "metrics.json"),
+            writes=(ranker / RANKER_FILE, ranker / METRICS_FILE),
         ),
     ]
 
 
 def _build_steps(job: MainJob) -> list[Step]:
-    tables, ranker, engine, repository = (
-        job.folder / name for name in ("tables", "ranker", "engine", "model_repository")
+    data, tables, ranker, engine, repository = (
+        job.folder / name for name in ("data", "tables", "ranker", "engine", "model_repository")
     )
-    manifest = tables / "serving" / "manifest.json"
+    intents = tables / INTENTS_FOLDER / MANIFEST_FILE
+    rows = tables / SERVING_FOLDER / MANIFEST_FILE
     return [
         Step(
             name="onnx",
-            about="export the ranker to ONNX, check parity",
+            about="export the ranker and its encoders to ONNX, check parity",
             command=_script("build/export_onnx.py", "--ranker", ranker, "--tables", tables, "--out", engine),
-            reads=(Path("build/export_onnx.py"), ranker / "ranker.safetensors", manifest, *_source("model", "export")),
-            writes=(engine / "ranker.onnx", engine / "manifest.json"),
+            reads=(Path("build/export_onnx.py"), ranker / RANKER_FILE, intents, *_source("model", "export")),
+            writes=(engine / ONNX_FILE, engine / MANIFEST_FILE),
         ),
         Step(
             name="engine",
             about="compile with TensorRT where there is one",
             command=_script("build/compile_engine.py", "--engine", engine),
-            reads=(Path("build/compile_engine.py"), engine / "ranker.onnx", *_source("export")),
-            writes=(engine / "ranker.onnx",),
+            reads=(Path("build/compile_engine.py"), engine / ONNX_FILE, *_source("export")),
+            writes=(engine / ONNX_FILE,),
+        ),
+        Step(
+            name="rows",
+            about="the encoder's rows of all items and intents, what goes together, what is popular",
+            command=_script("offline/encode_table.py", "--data", data, "--tables", tables, "--engine", engine),
+            reads=(
+                Path("offline/encode_table.py"),
+                data,
+                intents,
+                engine / MANIFEST_FILE,
+                *_source("table", "export"),
+            ),
+            writes=(rows,),
         ),
         Step(
             name="repository",
@@ -147,8 +177,8 @@ def _build_steps(job: MainJob) -> list[Step]:
                 "--variant",
                 "stepwise",
             ),
-            reads=(Path("build/write_repository.py"), engine / "ranker.onnx", manifest, *_source("triton")),
-            writes=(repository / contract.ENSEMBLE_MODEL / "config.pbtxt",),
+            reads=(Path("build/write_repository.py"), engine / ONNX_FILE, rows, *_source("triton")),
+            writes=(repository / contract.ENSEMBLE_MODEL / MODEL_CONFIG_FILE,),
         ),
     ]
 
@@ -182,10 +212,10 @@ def online_command(job: MainJob) -> Step:
             "--repository",
             repository,
             "--out",
-            job.folder / "answers.json",
+            job.folder / SAMPLE_ANSWERS_FILE,
         ),
         reads=(),
-        writes=(job.folder / "answers.json",),
+        writes=(job.folder / SAMPLE_ANSWERS_FILE,),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from airserve.errors import AirserveError
+from airserve.files import write_json
 
 SKIPPED_SUFFIXES = {".pyc", ".log", ".tmp"}
 
@@ -85,7 +85,7 @@ def run_step(step: Step, state: Path, *, number: int, of: int, reuse: bool = Tru
     mark = fingerprint(step)
     head = f"[{number}/{of}] {step.about}"
     if reuse and memory.exists() and all(path.exists() for path in step.writes):
-        known = json.loads(memory.read_text())
+        known = json.loads(memory.read_text(encoding="utf-8"))
         if known["fingerprint"] == mark:
             print(f"{head}: unchanged, reused", file=sys.stderr, flush=True)
             return dict(known["result"])
@@ -105,10 +105,7 @@ def run_step(step: Step, state: Path, *, number: int, of: int, reuse: bool = Tru
         result = None
     if not isinstance(result, dict):
         raise StepError(f"{step.command[0]}: its last line is no JSON object: {done.stdout[-200:]!r}")
-    state.mkdir(parents=True, exist_ok=True)
-    part = memory.with_name(f"{memory.name}.tmp-{os.getpid()}")
-    part.write_text(json.dumps({"fingerprint": mark, "result": result}))
-    part.replace(memory)
+    write_json(memory, {"fingerprint": mark, "result": result})
     wrote = ", ".join(str(path) for path in step.writes)
     tail = f", wrote {wrote}" if wrote else ""
     print(f"      {time.monotonic() - start:.0f} s{tail}", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from airserve import contract
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE
 from airserve.client import Behaviour, NodeTexts, RankedItem, RankRequest, RankResult
 from airserve.errors import DataError
 
@@ -43,7 +44,7 @@ class Catalogue:
     def open(cls, data: Path) -> Catalogue:
         """Read `items.parquet` of a data folder."""
         rows = duckdb.sql(
-            f"SELECT item_id, title, domain, is_candidate FROM read_parquet('{data / 'items.parquet'}')"
+            f"SELECT item_id, title, domain, is_candidate FROM read_parquet('{data / ITEMS_FILE}')"
         ).fetchall()
         candidates: dict[str, list[int]] = {}
         for item, _, domain, rankable in rows:
@@ -72,7 +73,7 @@ def logged_users(
     Raises:
         DataError: when the log has no test users.
     """
-    path = data / "behaviours.parquet"
+    path = data / BEHAVIOURS_FILE
     picked = duckdb.execute(
         f"""SELECT user_id, item_id, action, timestamp_s, user_segment, split FROM read_parquet('{path}')
             WHERE user_id IN (SELECT user_id FROM (SELECT DISTINCT user_id FROM read_parquet('{path}')

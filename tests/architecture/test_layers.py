@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airserve import contract
+from airserve import artifacts, contract
 from airserve.triton.config_names import FUSED_SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,12 @@ COLUMNS = {contract.USER_SEGMENT.name}
 OFFLINE = ("src/airserve/data/", "src/airserve/intents/", "src/airserve/table/", "src/airserve/training/",
            "src/airserve/world/", "src/airserve/showcase.py", "offline/")  # fmt: skip
 """Where Parquet files are read and written, and a string may be such a column."""
-ONLINE = ("src/airserve/table/format.py", "src/airserve/table/lookup.py", "src/airserve/table/tree.py")
+ONLINE = (
+    "src/airserve/table/arrays.py",
+    "src/airserve/table/format.py",
+    "src/airserve/table/lookup.py",
+    "src/airserve/table/tree.py",
+)
 """Modules of those folders that run in the server: tensors only, no columns."""
 
 NOT_A_TENSOR = {
@@ -53,12 +58,21 @@ NOT_A_TENSOR = {
     ("clients/ask_users.py", contract.COVERAGE.name): "key of the script's result, read by the summary",
     ("src/airserve/showcase.py", contract.COVERAGE.name): "key of a sample answer",
     ("src/airserve/showcase.py", contract.EVIDENCE.name): "key of a sample answer",
+    ("src/airserve/export/serving.py", contract.TABLE_VERSION.name): "key of the script's result",
     ("src/airserve/table/build.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/table/report.py", contract.TABLE_VERSION.name): "key of a table's manifest and report",
     ("src/airserve/training/checkpoint.py", contract.TABLE_VERSION.name): "key of a table's manifest",
-    ("src/airserve/training/stages.py", contract.ENSEMBLE_MODEL): "the method's name among those compared",
+    ("src/airserve/training/measure.py", contract.ENSEMBLE_MODEL): "the method's name among those compared",
 }
 """(file, string) that names something else by the same word, and what."""
+
+FILE_NAMES = {
+    value for name, value in vars(artifacts).items() if name.isupper() and isinstance(value, str) and "." in value
+}
+"""Names of artifacts.py, those of files; a folder's name is also an everyday word."""
+
+SWAPS_FOLDERS = frozenset({"src/airserve/table/publish.py", "src/airserve/triton/repository.py"})
+"""Files that rename on their own: they swap whole folders, which files.py does not do. Never to grow."""
 
 NUMPY_ONLY = frozenset({"numpy"})
 IN_TRITON = frozenset({"numpy", "onnxruntime", "triton_python_backend_utils"})
@@ -163,13 +177,13 @@ def test_the_contract_needs_numpy_and_the_errors_only() -> None:
     assert {file.stem for file in loaded_with(path)} == {"__init__", "contract", "errors"}
 
 
-@pytest.mark.parametrize("name", ["format", "lookup", "tree"])
+@pytest.mark.parametrize("name", ["arrays", "format", "lookup", "tree"])
 def test_the_lookup_needs_numpy_and_the_contract_only(name: str) -> None:
     path = LIBRARY / "table" / f"{name}.py"
     loaded = loaded_with(path)
     assert {relative(file) for file in loaded} <= {
-        *(f"src/airserve/{part}.py" for part in ("__init__", "contract", "errors", "table/__init__")),
-        *(f"src/airserve/table/{part}.py" for part in ("format", "lookup", "tree")),
+        *(f"src/airserve/{part}.py" for part in ("__init__", "artifacts", "contract", "errors", "table/__init__")),
+        *(f"src/airserve/table/{part}.py" for part in ("arrays", "format", "lookup", "tree")),
     }
     assert set().union(*map(foreign_imports, loaded)) <= NUMPY_ONLY
 
@@ -186,9 +200,22 @@ def test_tritons_python_models_need_only_what_the_servers_environment_has() -> N
     assert not needed
 
 
+def test_rows_are_encoded_without_torch() -> None:
+    foreign = set().union(*map(foreign_imports, loaded_with(LIBRARY / "table" / "encode.py")))
+    assert "onnxruntime" in foreign
+    assert foreign <= {"numpy", "onnxruntime", "scipy"}
+
+
+def test_file_names_and_writes_need_the_standard_library_only() -> None:
+    for name in ("artifacts", "files"):
+        loaded = loaded_with(LIBRARY / f"{name}.py")
+        assert {file.stem for file in loaded} <= {"__init__", name}
+        assert not set().union(*map(foreign_imports, loaded))
+
+
 def test_the_client_needs_no_training_and_no_server() -> None:
     folders = {relative(file).split("/")[2] for file in loaded_with(LIBRARY / "client" / "__init__.py")}
-    assert folders <= {"__init__.py", "client", "contract.py", "errors.py", "ids.py"}
+    assert folders <= {"__init__.py", "artifacts.py", "client", "contract.py", "errors.py", "files.py", "ids.py"}
 
 
 def docstrings(tree: ast.Module) -> set[int]:
@@ -237,6 +264,83 @@ def test_the_rule_on_names_sees_literals_and_spares_docstrings(tmp_path: Path) -
 def test_no_exception_to_the_rule_on_names_has_outlived_its_reason() -> None:
     found = {(relative(path), text) for path in (*modules(), *scripts()) for _, text in contract_literals(path)}
     assert not [exception for exception in NOT_A_TENSOR if exception not in found]
+
+
+def file_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each string constant that is, or as a path ends in, a file's name of artifacts.py."""
+    tree = tree_of(path)
+    about = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in about:
+            head, _, name = node.value.rpartition("/")
+            if name in FILE_NAMES and not re.search(r"\s", head):
+                yield node.lineno, node.value
+
+
+def renames(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each call that gives a file a name: `os.replace`, `os.rename`, `Path.replace` and the like.
+
+    `Path.replace` is told from those of strings, dates and dataclasses by its one argument.
+    """
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module in {"os", "shutil"}:
+            names = {alias.name for alias in node.names}
+            if names & {"replace", "rename", "renames", "move"}:
+                yield node.lineno, ast.unparse(node)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, called = ast.unparse(node.func.value), node.func.attr
+        one_argument = len(node.args) == 1 and not node.keywords
+        if (
+            (owner == "os" and called in {"replace", "rename", "renames"})
+            or (owner == "shutil" and called == "move")
+            or called == "rename"
+            or (called == "replace" and one_argument)
+        ):
+            yield node.lineno, ast.unparse(node)
+
+
+def test_only_files_py_gives_a_written_file_its_name() -> None:
+    found = {
+        relative(path): [f"{relative(path)}:{line}: {text}; use airserve.files" for line, text in renames(path)]
+        for path in (*modules(), *scripts())
+        if path != LIBRARY / "files.py"
+    }
+    assert not [line for name, lines in found.items() if name not in SWAPS_FOLDERS for line in lines]
+    assert {name for name in SWAPS_FOLDERS if not found.get(name)} == set(), "take these off the list"
+
+
+def test_file_names_stand_in_artifacts_only() -> None:
+    found = [
+        f"{relative(path)}:{line}: {text!r}; use airserve.artifacts"
+        for path in (*modules(), *scripts())
+        if path != LIBRARY / "artifacts.py"
+        for line, text in file_names(path)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_name_of_artifacts_says_what_it_is() -> None:
+    body = tree_of(LIBRARY / "artifacts.py").body
+    bare = [
+        ast.unparse(node)
+        for node, after in zip(body, [*body[1:], None], strict=True)
+        if isinstance(node, ast.Assign) and not isinstance(after, ast.Expr)
+    ]
+    assert not bare
+
+
+def test_the_rules_on_files_see_what_they_are_for(tmp_path: Path) -> None:
+    source = tmp_path / "module.py"
+    name = artifacts.ITEMS_FILE
+    source.write_text(
+        f'"""{name}"""\nimport os\n'
+        "os.replace(a, b)\npart.replace(path)\npart.rename(path)\nfrom os import rename\n"
+        "'text'.replace('a', 'b')\nreplace(settings, a=1)\ndate.replace(day=1)\n"
+        f"x = folder / '{name}', 'data/{name}', f'{{folder}}/{name}', 'write {name}, please', 'see {name}'\n"
+    )
+    assert [line for line, _ in renames(source)] == [6, 3, 4, 5]
+    assert [line for line, _ in file_names(source)] == [10, 10, 10]
 
 
 def function_lengths(path: Path) -> Iterator[tuple[str, int]]:

@@ -44,6 +44,8 @@ SLOW_ITEM, SLOW_S = 7_000_001, 1.0
 BUSY_TWICE_ITEM = 7_000_002
 ALWAYS_BUSY_ITEM = 7_000_003
 TABLE_VERSION = 42
+UNKNOWN_EVERY = 5
+"""Of the double's items, those whose id is a multiple."""
 
 MODEL = f"""
 import time
@@ -75,25 +77,33 @@ class TritonPythonModel:
         if first == {BUSY_TWICE_ITEM} and self.busy < 2 or first == {ALWAYS_BUSY_ITEM}:
             self.busy += 1
             return self.failed("the double is busy", pb_utils.TritonError.UNAVAILABLE)
-        return pb_utils.InferenceResponse(self.outputs(tensors, candidates))
+        return pb_utils.InferenceResponse(self.outputs(tensors, candidates, first))
 
     def failed(self, message, code):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
-    def outputs(self, tensors, candidates):
+    def outputs(self, tensors, candidates, first):
         batch, count = candidates.shape
+        # As of real requests, the number of chains changes from call to call.
+        chains = 7 + first % (contract.MAX_CHAINS - 6)
+        unknown = (candidates % {UNKNOWN_EVERY} == 0) & (candidates != contract.PAD_ITEM)
         history = (tensors[contract.BEHAVIOUR_ITEMS.name] != contract.PAD_ITEM).sum(axis=1)
         arrays = {{
             contract.SCORES.name: np.where(candidates == contract.PAD_ITEM, -np.inf, candidates % {MODULUS}),
-            contract.CHAIN_NODES.name: np.zeros((batch, count, *contract.CHAIN_NODES.dims[1:])),
+            contract.CHAIN_INDEX.name: np.full((batch, count, *contract.CHAIN_INDEX.dims[1:]), contract.NO_CHAIN),
             contract.CHAIN_WEIGHTS.name: np.zeros((batch, count, *contract.CHAIN_WEIGHTS.dims[1:])),
-            contract.EVIDENCE.name: np.full((batch, count, *contract.EVIDENCE.dims[1:]), contract.NO_EVIDENCE),
+            contract.CHAIN_NODES.name: np.zeros((batch, chains, *contract.CHAIN_NODES.dims[1:])),
+            contract.EVIDENCE.name: np.full((batch, chains, *contract.EVIDENCE.dims[1:]), contract.NO_EVIDENCE),
             contract.COVERAGE.name: (history > 0).reshape(-1, 1),
+            contract.UNKNOWN_COUNT.name: unknown.sum(axis=1, keepdims=True),
+            contract.UNKNOWN_MASK.name: unknown,
             contract.TABLE_VERSION.name: np.full((batch, 1), {TABLE_VERSION}),
         }}
-        arrays[contract.CHAIN_NODES.name][..., 0, 0] = 1 + candidates % 7
+        # A candidate's chain is one of the last seven, and says of itself which.
+        arrays[contract.CHAIN_INDEX.name][..., 0] = chains - 7 + candidates % 7
         arrays[contract.CHAIN_WEIGHTS.name][..., 0] = 0.5
-        arrays[contract.EVIDENCE.name][..., 0, 0] = history[:, None] - 1
+        arrays[contract.CHAIN_NODES.name][..., 0] = 8 - chains + np.arange(chains)
+        arrays[contract.EVIDENCE.name][..., 0] = history[:, None] - 1
         return [
             pb_utils.Tensor(spec.name, np.ascontiguousarray(arrays[spec.name].astype(spec.dtype)))
             for spec in contract.RESPONSE
@@ -163,7 +173,7 @@ def arrivals(server: TritonServer) -> int:
 
 async def rank_async(url: str, requests: list[RankRequest], **options: Any) -> Any:
     async with AsyncRankClient(url, **options) as client:
-        return await client.rank(requests, explain=True)
+        return await client.rank(requests, explain=True, tell_unknown=True)
 
 
 def test_requests_of_any_number_and_length_come_back_in_order(server: TritonServer) -> None:
@@ -181,10 +191,13 @@ def test_requests_of_any_number_and_length_come_back_in_order(server: TritonServ
 def test_blocking_and_asyncio_clients_give_the_same_answers(server: TritonServer, shared_memory: bool) -> None:
     requests = mixed(40)
     with RankClient(server.grpc_url, timeout_s=30) as client:
-        blocking = client.rank(requests, explain=True)
+        blocking = client.rank(requests, explain=True, tell_unknown=True)
     asynchronous = asyncio.run(rank_async(server.grpc_url, requests, timeout_s=30, shared_memory=shared_memory))
     for one, other in zip(blocking, asynchronous, strict=True):
         assert (one.items, one.coverage, one.chains) == (other.items, other.coverage, other.chains)
+        assert [chains[0].nodes for chains in one.chains] == [(1 + item % 7,) for item in one.items]
+        assert one.unknown == other.unknown == tuple(item for item in one.items if item % UNKNOWN_EVERY == 0)
+        assert one.unknown_count == other.unknown_count == len(one.unknown)
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
@@ -212,8 +225,9 @@ def test_string_ids_come_back_as_the_caller_wrote_them(server: TritonServer) -> 
     asins = [f"B{at:09}" for at in range(1500)]
     history = [Behaviour(item=asins[0], action="order", age_s=5.0)]
     with RankClient(server.grpc_url, item_ids=ItemIds()) as client:
-        (result,) = client.rank([RankRequest(behaviours=history, candidates=asins)])
+        (result,) = client.rank([RankRequest(behaviours=history, candidates=asins)], tell_unknown=True)
     assert result.items == tuple(asins)
+    assert result.unknown == tuple(asin for asin in asins if item_id(asin) % UNKNOWN_EVERY == 0)
     assert result.scores.tolist() == [float(item_id(asin) % MODULUS) for asin in asins]
     with RankClient(server.grpc_url) as client, pytest.raises(InvalidRequestError, match="ItemIds"):
         client.rank([RankRequest(behaviours=[], candidates=asins)])

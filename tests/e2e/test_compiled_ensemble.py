@@ -24,7 +24,8 @@ from airserve.bench.load import OK, Wire, encode_call, executed
 from airserve.bench.overload import UNAVAILABLE
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.client import RankClient
-from airserve.client.wire import EXPLAINED_OUTPUTS, PLAIN_OUTPUTS
+from airserve.client.wire import ALL_OUTPUTS, PLAIN_OUTPUTS
+from airserve.table.lookup import ranker_inputs
 from airserve.triton.config import ServingSettings, all_configs
 from airserve.triton.server import TritonServer
 
@@ -68,8 +69,12 @@ def test_requests_of_any_size_rank_as_in_process(
             for name in PLAIN_OUTPUTS:
                 assert served[name].shape == expected[name].shape
                 np.testing.assert_allclose(served[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
-        explained = client.infer(calls[0], EXPLAINED_OUTPUTS)
-        assert explained[contract.EVIDENCE.name].shape[1] == calls[0][contract.CANDIDATE_ITEMS.name].shape[1]
+            explained = client.infer(call, ALL_OUTPUTS)
+            found = local.table.lookup(call)
+            chosen = local.ranker.run([ranker_inputs(found)], [contract.CHAIN_INDEX.name])[0]
+            for name, expected_array in {**found, **chosen}.items():
+                if name in explained:
+                    np.testing.assert_array_equal(explained[name], expected_array, err_msg=name)
 
 
 def test_requests_asked_at_once_get_their_own_answers(whole_tensors: TritonServer, local: InProcess) -> None:

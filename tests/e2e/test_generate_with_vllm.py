@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.contract import MAX_DEPTH, MAX_PATHS
-from airserve.data.schema import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.intents.answers import content_keys, locked, model_identity, read_parts
 from airserve.intents.engine_vllm import vllm_version
 from airserve.intents.prompt import MAX_TITLE_CHARS

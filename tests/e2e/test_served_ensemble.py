@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from airserve import contract
 from airserve.client import Behaviour, NodeTexts, RankClient, RankRequest, to_tensors
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable, ranker_inputs
 
 pytestmark = [pytest.mark.triton, pytest.mark.vllm]
 ALL = [spec.name for spec in contract.RESPONSE]
@@ -28,13 +28,10 @@ def client(served: Any) -> Any:
 
 def in_process(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """The same computation without a server: table lookup, then ONNX Runtime."""
-    found = IntentTable.open(folder / "tables" / "serving").lookup(tensors)
-    found[contract.BEHAVIOUR_ACTIONS.name] = tensors[contract.BEHAVIOUR_ACTIONS.name]
-    found[contract.BEHAVIOUR_AGES_S.name] = tensors[contract.BEHAVIOUR_AGES_S.name]
+    found = ServedTable.open(folder / "tables" / "serving").lookup(tensors)
     session = ort.InferenceSession(str(folder / "engine" / "ranker.onnx"), providers=["CPUExecutionProvider"])
     names = [spec.name for spec in contract.RANKER_OUTPUTS]
-    inputs = {spec.name: found[spec.name] for spec in contract.RANKER_INPUTS}
-    return {**found, **dict(zip(names, session.run(names, inputs), strict=True))}
+    return {**found, **dict(zip(names, session.run(names, ranker_inputs(found)), strict=True))}
 
 
 def test_the_served_answer_is_the_in_process_answer(client: RankClient, small_job: Any, logged: Any) -> None:
@@ -92,6 +89,7 @@ def test_an_empty_history_scores_with_zero_coverage(client: RankClient, logged: 
     result = client.rank([RankRequest(behaviours=[], candidates=logged[0].request.candidates)], explain=True)[0]
     assert result.coverage == 0.0
     assert np.isfinite(result.scores).all()
+    assert len(set(result.scores.tolist())) > 1
     assert all(not chains for chains in result.chains)
 
 
@@ -99,9 +97,11 @@ def test_unknown_items_score_and_coverage_tells(client: RankClient, logged: Any)
     known = logged[0].request.behaviours[0]
     unknown = Behaviour(item=-987654321, action="view", age_s=10.0)
     request = RankRequest(behaviours=[known, unknown], candidates=[-5, logged[0].target])
-    result = client.rank([request])[0]
+    result = client.rank([request], tell_unknown=True)[0]
     assert np.isfinite(result.scores).all()
     assert result.coverage == pytest.approx(0.5)
+    assert (result.unknown, result.unknown_count) == ((-5,), 1)
+    assert [item.item for item in result.top(2)] == [logged[0].target, -5]
 
 
 def test_int64_extremes_are_ordinary_unknown_items(client: RankClient) -> None:

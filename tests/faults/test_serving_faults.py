@@ -18,7 +18,8 @@ from airserve.bench.load import OK, Wire, encode_call
 from airserve.bench.overload import OverloadSettings, measure_overload
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.client import RankClient
-from airserve.client.wire import EXPLAINED_OUTPUTS
+from airserve.client.wire import ALL_OUTPUTS
+from airserve.table.lookup import ranker_inputs
 from airserve.triton.config import ServingSettings
 from airserve.triton.server import TritonServer
 
@@ -125,6 +126,7 @@ def test_our_metrics_tell_coverage_table_batches_times_and_refusals(
         assert wire.ask(encode_call(calls[0]), 60.0) == OK
     wanted = [f'airserve_{name}_bucket{{le="+Inf"}}' for name in ("coverage", "batch_size", "execution_seconds")]
     wanted += [f"airserve_{name}_sum" for name in ("coverage", "batch_size", "execution_seconds")]
+    wanted += ["airserve_candidates", "airserve_unknown_candidates"]
     wanted += [f"airserve_table_{name}" for name in ("version", "published_seconds", "loaded_seconds")]
     wanted += [f'reason="{contract.USER_SEGMENT.name}"']
     for _ in range(50):
@@ -153,13 +155,11 @@ def test_single_calls_one_after_the_other_never_wait_for_a_poll(
 def test_both_variants_give_the_explanations_of_the_computation_in_process(
     attacked: TritonServer, local: InProcess, calls: list[dict[str, Any]]
 ) -> None:
-    from airserve.table.lookup import ranker_inputs
-
     names = [spec.name for spec in contract.RANKER_OUTPUTS]
     with RankClient(attacked.grpc_url, timeout_s=60) as client:
         for call in calls[:5]:
-            served = client.infer(call, EXPLAINED_OUTPUTS)
+            served = client.infer(call, ALL_OUTPUTS)
             found = local.table.lookup(call)
-            expected = local.ranker.run([ranker_inputs(call, found)], names)[0]
-            for name in names:
+            expected = {**found, **local.ranker.run([ranker_inputs(found)], names)[0]}
+            for name in ALL_OUTPUTS:
                 np.testing.assert_allclose(served[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)

@@ -18,10 +18,12 @@ from airserve.bench.inprocess import InProcess
 from airserve.bench.load import OK, Wire, encode_call, executed
 from airserve.bench.overload import UNAVAILABLE
 from airserve.bench.workload import WorkloadSettings, make_requests
+from airserve.table.lookup import merge_lookups
 from airserve.triton.config import ServingSettings, Variant, executing_model
 from airserve.triton.server import TraceSettings, TritonServer
 
 pytestmark = pytest.mark.triton
+CALLS = 4
 VARIANTS: tuple[Variant, ...] = ("fused", "stepwise")
 
 
@@ -36,6 +38,13 @@ def large_messages(local: InProcess) -> list[bytes]:
     return [encode_call(request) for request in requests]
 
 
+@pytest.fixture(scope="module")
+def batch_message(local: InProcess) -> bytes:
+    """The largest call there is: it takes the server long enough for others to arrive meanwhile."""
+    requests = make_requests(local.table, WorkloadSettings(behaviours=1024, candidates=1024, count=contract.MAX_BATCH))
+    return encode_call(merge_lookups(requests))
+
+
 def refused(server: TritonServer, reason: str) -> float:
     """Requests that the server's models counted as refused for a reason."""
     lines = server.metrics().splitlines()
@@ -44,24 +53,34 @@ def refused(server: TritonServer, reason: str) -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_requests_in_flight_are_answered_when_the_server_is_told_to_stop(
-    synthetic_server: Any, large_messages: list[bytes], variant: Variant
+    synthetic_server: Any, batch_message: bytes, variant: Variant
 ) -> None:
+    """Through the lookup, that is: Triton starts no further step of an ensemble once it stops (UNAVAILABLE)."""
     answers: Counter[str] = Counter()
+    waiting_model = contract.LOOKUP_MODEL if variant == "stepwise" else None
     with synthetic_server(patient(variant), stop_timeout_s=60) as server, Wire(server.grpc_url) as wire:
         ended = threading.Semaphore(0)
+        before = executed(server.grpc_url, waiting_model).inferences if waiting_model else 0
 
         def done(status: str) -> None:
             answers[status] += 1
             ended.release()
 
-        for message in large_messages:
-            wire.start(message, 60.0, done)
-        # The first answer shows that all have arrived: they went out together on one connection.
-        assert ended.acquire(timeout=60)
-        os.kill(server.pid, signal.SIGTERM)
-        for _ in large_messages[1:]:
+        for _ in range(CALLS):
+            wire.start(batch_message, 60.0, done)
+        if waiting_model:
+            while executed(server.grpc_url, waiting_model).inferences - before < CALLS * contract.MAX_BATCH:
+                time.sleep(0.005)
+        else:
+            # The first answer shows that all have arrived: they went out together on one connection.
             assert ended.acquire(timeout=60)
-    assert answers == {OK: len(large_messages)}
+            ended.release()
+        in_flight = CALLS - answers.total()
+        os.kill(server.pid, signal.SIGTERM)
+        for _ in range(CALLS):
+            assert ended.acquire(timeout=60)
+    assert in_flight > 0
+    assert answers == {OK: CALLS}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, PLAN_FILE, TABLE_FOLDER, WARMUP_FOLDER
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, UserError
 from airserve.triton.config import DEFAULT_VARIANT, TARGETS, ServingSettings, Target, all_configs, executing_model
-from airserve.triton.config_names import (
-    FUSED_SOURCE,
-    ONNX_FILE,
-    PADS,
-    PLAN_FILE,
-    QUEUE_SIZE,
-    QUEUE_TIMEOUT_US,
-    TABLE_FOLDER,
-    WARMUP_FOLDER,
-)
+from airserve.triton.config_names import FUSED_SOURCE, PADS, QUEUE_SIZE, QUEUE_TIMEOUT_US
 from airserve.triton.repository import RepositorySource, write_repository, write_static
 
 STEPWISE = ServingSettings(variant="stepwise")
@@ -61,8 +54,10 @@ def signature(tensors: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {tensor.name: (pb.DataType.Name(tensor.data_type), tuple(tensor.dims)) for tensor in tensors}
 
 
-def expected_signature(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {spec.name: (f"TYPE_{spec.triton_dtype}", spec.dims) for spec in specs}
+def expected_signature(
+    specs: tuple[TensorSpec, ...], sizes: Mapping[str, int] = contract.USUAL_SIZES
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {spec.name: (f"TYPE_{spec.triton_dtype}", spec.dims_for(sizes)) for spec in specs}
 
 
 def test_the_committed_repository_is_what_the_contract_generates(tmp_path: Path) -> None:
@@ -84,8 +79,6 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_config_parses_back_to_the_contract(target: Target, model: str) -> None:
     config = configs(target)[model]
     inputs, outputs = SIGNATURES[model]
-    if model == contract.LOOKUP_MODEL and target != "embedded":
-        outputs = (*outputs, *contract.PADDED_HISTORY.values())
     assert config.name == model
     drains = config.backend == "python"
     assert config.max_batch_size == (contract.MAX_DRAINED if drains else contract.MAX_BATCH)
@@ -149,10 +142,19 @@ def test_the_lookup_pads_where_the_ranker_batches_equal_shapes_only(target: Targ
     found = configs(target)
     pads = found[contract.LOOKUP_MODEL].parameters[PADS].string_value == "1"
     assert pads == (not found[contract.RANKER_MODEL].input[0].allow_ragged_batch)
-    ranker = found[contract.ENSEMBLE_MODEL].ensemble_scheduling.step[1]
-    for name, padded in contract.PADDED_HISTORY.items():
-        assert ranker.input_map[name] == (padded.name if pads else name)
-        assert (padded.name in signature(found[contract.LOOKUP_MODEL].output)) == pads
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_steps_have_the_widths_of_the_encoder(target: Target) -> None:
+    sizes = {"H": 32, "E": 48, "X": 80}
+    found = {name: parse(text) for name, text in all_configs(target, STEPWISE, sizes).items()}
+    assert signature(found[contract.RANKER_MODEL].input) == expected_signature(contract.RANKER_INPUTS, sizes)
+    assert signature(found[contract.LOOKUP_MODEL].output) == expected_signature(contract.LOOKUP_OUTPUTS, sizes)
+    # What clients see does not depend on an encoder.
+    assert (
+        all_configs(target, STEPWISE)[contract.ENSEMBLE_MODEL]
+        == all_configs(target, STEPWISE, sizes)[contract.ENSEMBLE_MODEL]
+    )
 
 
 def test_python_models_take_requests_of_different_lengths_in_one_batch() -> None:
@@ -273,7 +275,8 @@ def test_a_compiled_ranker_serves_its_latest_version_and_captures_cuda_graphs_on
     shape = contract.SHAPE_CLASSES[0]
     for graph in configs("tensorrt")[contract.RANKER_MODEL].optimization.cuda.graph_spec:
         for spec in contract.RANKER_INPUTS:
-            expected = [shape[axis] if size < 0 else size for axis, size in zip(spec.axes[1:], spec.dims, strict=True)]
+            axes = zip(spec.axes[1:], spec.dims_for(contract.USUAL_SIZES), strict=True)
+            expected = [shape[axis] if size < 0 else size for axis, size in axes]
             assert list(graph.input[spec.name].dim) == expected
 
 
@@ -287,7 +290,8 @@ def test_a_fused_repository_holds_table_and_graph_beside_each_other(tmp_path: Pa
 
 # A whole repository, of stand-in files.
 
-MANIFEST = {"contract_version": contract.CONTRACT_VERSION, "catalogue_sha256": "c", "vocabulary_sha256": "v"}
+MANIFEST = {"contract_version": contract.CONTRACT_VERSION, "encoder": "e"}
+SIZES = {"sizes": dict(contract.USUAL_SIZES)}
 
 
 def source_of(
@@ -303,7 +307,7 @@ def source_of(
     engine_folder.mkdir()
     (serving / "manifest.json").write_text(json.dumps(MANIFEST))
     (serving / "items.npy").write_bytes(b"items")
-    (engine_folder / "manifest.json").write_text(json.dumps({**MANIFEST, **engine}))
+    (engine_folder / "manifest.json").write_text(json.dumps({**MANIFEST, **SIZES, **engine}))
     (engine_folder / engine_file).write_bytes(b"graph")
     return RepositorySource(tables=folder / "tables", engine=engine_folder, target=target, settings=settings)
 
@@ -329,10 +333,18 @@ def test_a_repository_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "repository", "tables"]
 
 
+def test_a_table_of_another_catalogue_and_vocabulary_goes_with_the_same_engine(tmp_path: Path) -> None:
+    source = source_of(tmp_path)
+    table = source.tables / "serving" / "manifest.json"
+    table.write_text(json.dumps({**MANIFEST, "catalogue_sha256": "another", "vocabulary_sha256": "another"}))
+    out = write_repository(source, tmp_path / "repository")
+    assert (out / contract.LOOKUP_MODEL / "1" / TABLE_FOLDER / "manifest.json").read_text() == table.read_text()
+
+
 @pytest.mark.parametrize("key", MANIFEST)
 def test_a_table_and_an_engine_made_apart_are_refused_with_both_sides(tmp_path: Path, key: str) -> None:
     source = source_of(tmp_path, **{key: "another"})
-    with pytest.raises(ArtifactError, match=rf"{key} {MANIFEST[key]} .*another"):
+    with pytest.raises(ArtifactError, match=rf"{key} another .*got {MANIFEST[key]} "):
         write_repository(source, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
 
@@ -350,5 +362,5 @@ def test_a_target_without_its_engine_file_is_refused_with_what_to_run(
 
 
 def test_a_folder_without_a_manifest_is_refused_with_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"build_tables\.py"):
+    with pytest.raises(ArtifactError, match=r"encode_table\.py"):
         RepositorySource(tables=tmp_path, engine=tmp_path)

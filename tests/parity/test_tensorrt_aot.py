@@ -17,13 +17,14 @@ import onnx
 import pytest
 
 import airserve.export.onnx as export
-from airserve.bench.synthetic import write_engine, write_tables
+from airserve import contract
+from airserve.artifacts import FP16_FILE, ONNX_FILE
+from airserve.bench.synthetic import random_arrays, write_engine, write_intents
 from airserve.export.precision import write_fp16
 from airserve.export.tensorrt import profile_json
-from airserve.triton.config_names import FP16_FILE, ONNX_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {"n_rows": 302, "n_nodes": 120}
+SIZES = contract.USUAL_SIZES
 PYTHON = ROOT / ".venv-trt" / "bin" / "python"
 REJECTED = 1
 """The tool's exit status for a graph that TensorRT does not take; 2 is a wrong use of the tool."""
@@ -55,12 +56,12 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine folder with the fp32 and the fp16 graph."""
     folder = tmp_path_factory.mktemp(request.param)
-    write_tables(folder / "tables", n_items=300, n_nodes=120, n_paths=80)
+    write_intents(folder / "tables", random_arrays(n_items=300, n_nodes=120, n_paths=80))
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "unfolded":
             patch.setattr(export, "fold_fixed_sizes", lambda model: model)
         write_engine(folder / "tables", folder / "engine")
-    write_fp16(folder / "engine", **SIZES)
+    write_fp16(folder / "engine", SIZES)
     return folder / "engine"
 
 

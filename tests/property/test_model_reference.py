@@ -1,4 +1,4 @@
-"""Tree weights, retrieval and evidence of the tensor code are those of the plain reference."""
+"""Tree weights, retrieval and evidence are those of the plain reference, and the served form is the trained one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airserve import contract
+from airserve.bench.synthetic import random_arrays, random_events, write_intents
+from airserve.contract import TIE_STEP
+from airserve.export.half import sample_requests
+from airserve.export.onnx import export_ranker
 from airserve.model import reference
 from airserve.model.ranker import Ranker, RankerSettings
-from airserve.model.retrieval import TIE_STEP, TargetAwareRetrieval
+from airserve.model.request import RequestNetwork
+from airserve.model.retrieval import chain_bias, retrieve
 from airserve.model.sequence import SequenceSettings
 from airserve.model.tree import TreeWeights, chain_support
+from airserve.table.company import Company
+from airserve.table.encode import Encoder, encode_table
+from airserve.table.intents import IntentTable
+from airserve.table.lookup import ServedTable, merge_lookups, ranker_inputs
+from airserve.training.checkpoint import new_ranker
 
 N_ROWS, N_NODES, SIZE = 12, 9, 6
 Array = npt.NDArray[Any]
@@ -38,7 +48,7 @@ ITEMS, NODES = unit_rows(N_ROWS, 2, 1), unit_rows(N_NODES, 1, 2)
 
 def make_ranker() -> Ranker:
     torch.manual_seed(0)
-    sizes = RankerSettings(sequence=SequenceSettings(width=8, window=4))
+    sizes = RankerSettings(sequence=SequenceSettings(width=8))
     return Ranker(ITEMS, NODES, torch.arange(N_NODES) % contract.MAX_DEPTH, sizes).eval()
 
 
@@ -58,7 +68,7 @@ class Case:
     candidates: list[int]
 
     def tensors(self) -> list[torch.Tensor]:
-        length, n_chains = max(len(self.rows), 1), max(len(self.chains), 1)
+        length, n_chains = max(len(self.rows), 1), max(len(self.chains), contract.MIN_CHAINS)
         chains = np.full((1, length, contract.MAX_PATHS), contract.PAD_CHAIN, dtype=np.int32)
         for place, numbers in enumerate(self.behaviour_chains):
             chains[0, place, : len(numbers)] = numbers
@@ -103,7 +113,7 @@ def learned() -> reference.Weights:
     return reference.Weights(
         actions=RANKER.tree.action_weights().tolist(),
         decay_per_day=RANKER.tree.decay_per_day().item(),
-        levels=RANKER.retrieval.level_weights().tolist(),
+        levels=RANKER.levels().tolist(),
     )
 
 
@@ -147,29 +157,25 @@ def test_node_weights_are_the_formula_of_the_paper(case: Case) -> None:
 @given(case=cases())
 def test_each_candidate_gets_its_best_chains_with_their_scores_and_evidence(case: Case) -> None:
     with torch.no_grad():
-        scores, chain_nodes, chain_weights, evidence = RANKER(*case.tensors())
+        scores, found, shown = RANKER(*case.tensors())
     assert torch.isfinite(scores).all()
     behaviours, tree, weights = case.behaviours(), case.tree(), learned()
     node_weights = reference.tree_weights(behaviours, tree, weights)
     for place, row in enumerate(case.candidates):
         best = reference.best_chains(tree, node_weights, ITEMS[row].tolist(), weights)
-        assert chain_weights[0, place].tolist() == pytest.approx(
-            [score for _, score in best] + [0.0] * (contract.CHAINS_PER_CANDIDATE - len(best)), abs=2e-5
-        )
-        for rank in range(contract.CHAINS_PER_CANDIDATE):
-            shown = [node for node in chain_nodes[0, place, rank].tolist() if node != contract.PAD_NODE]
-            if rank >= len(best):
-                assert shown == []
-                assert set(evidence[0, place, rank].tolist()) == {contract.NO_EVIDENCE}
-                continue
-            chain = find_chain(case, shown)
+        missing = contract.CHAINS_PER_CANDIDATE - len(best)
+        # A kept chain's weight is the key it was sorted by.
+        keys = [score - TIE_STEP * index for index, score in best]
+        assert found.weights_BCK[0, place].tolist() == pytest.approx(keys + [0.0] * missing, abs=2e-5)
+        indices = found.index_BCK[0, place].tolist()
+        assert indices[len(best) :] == [contract.NO_CHAIN] * missing
+        assert sorted(found.kept_BCR[0, place].nonzero()[:, 0].tolist()) == sorted(indices[: len(best)])
+        for chain, expected in zip(indices, best, strict=False):
             # Where two keys lie within rounding of one another either order is right.
-            assert is_as_good(chain, best[rank], tree, node_weights, ITEMS[row].tolist(), weights)
-            assert_evidence(case, chain, evidence[0, place, rank].tolist(), weights)
-
-
-def find_chain(case: Case, shown: list[int]) -> int:
-    return [[case.nodes[slot - 1] for slot in chain] for chain in case.chains].index(shown)
+            assert is_as_good(chain, expected, tree, node_weights, ITEMS[row].tolist(), weights)
+    for chain in range(len(case.chains)):
+        assert_evidence(case, chain, shown.evidence_BRM[0, chain].tolist(), weights)
+    assert (shown.evidence_BRM[0, len(case.chains) :] == contract.NO_EVIDENCE).all()
 
 
 def is_as_good(
@@ -203,9 +209,8 @@ def assert_evidence(case: Case, chain: int, got: list[int], weights: reference.W
 
 
 def test_of_equal_chains_the_lowest_index_comes_first() -> None:
-    retrieval = TargetAwareRetrieval()
-    vectors = torch.ones(1, 12, SIZE)
-    found = retrieval(torch.ones(1, 1, SIZE) / SIZE, vectors, torch.ones(1, 12, dtype=torch.bool))
+    vectors, real = torch.ones(1, 12, SIZE), torch.ones(1, 12, dtype=torch.bool)
+    found = retrieve(torch.ones(1, 1, SIZE) / SIZE, vectors, chain_bias(real))
     assert found.index_BCK[0, 0].tolist() == list(range(contract.CHAINS_PER_CANDIDATE))
     assert int(found.kept_BCR.sum()) == contract.CHAINS_PER_CANDIDATE
 
@@ -216,14 +221,16 @@ def test_a_user_who_buys_supports_a_node_more_than_one_who_looks() -> None:
     assert weights[contract.PAD_ACTION] == 0
 
 
+INPUT_PADDING = (contract.PAD_ROW, contract.PAD_ACTION, 0, contract.PAD_CHAIN, contract.PAD_NODE, contract.PAD_SLOT, 0)
+
+
 @settings(max_examples=20, deadline=None)
 @given(case=cases(), other=cases())
 def test_a_request_scores_the_same_alone_and_padded_into_a_batch(case: Case, other: Case) -> None:
     parts = [case.tensors(), other.tensors()]
     merged = []
-    for spec, first, second in zip(contract.RANKER_INPUTS, *parts, strict=True):
+    for fill, first, second in zip(INPUT_PADDING, *parts, strict=True):
         shape = [2, *(max(a, b) for a, b in zip(first.shape[1:], second.shape[1:], strict=True))]
-        fill = contract.PAD_CHAIN if spec is contract.BEHAVIOUR_CHAINS else 0
         joined = torch.full(shape, fill, dtype=first.dtype)
         for place, part in enumerate((first, second)):
             joined[(place, *(slice(size) for size in part.shape[1:]))] = part[0]
@@ -232,24 +239,7 @@ def test_a_request_scores_the_same_alone_and_padded_into_a_batch(case: Case, oth
         together, alone = RANKER(*merged), RANKER(*parts[0])
     count = len(case.candidates)
     torch.testing.assert_close(together[0][0, :count], alone[0][0], atol=1e-4, rtol=1e-4)
-    assert torch.isneginf(together[0][0, count:]).all()
-    torch.testing.assert_close(together[2][0, :count], alone[2][0], atol=1e-4, rtol=1e-4)
-
-
-def test_folding_the_tables_changes_no_score() -> None:
-    case = Case(
-        rows=[2, 3, 4],
-        actions=[1, 5, 3],
-        ages_s=[1e6, 1e5, 10.0],
-        behaviour_chains=[[0], [0, 1], [1]],
-        nodes=[1, 2, 3],
-        chains=[[1, 2], [1, 3]],
-        candidates=[2, 3, 1, 3],
-    )
-    with torch.no_grad():
-        trained, folded = RANKER(*case.tensors())[0], RANKER.folded()(*case.tensors())[0]
-    torch.testing.assert_close(trained, folded)
-    assert trained[0, 1] == trained[0, 3], "duplicates score the same"
+    torch.testing.assert_close(together[1].weights_BCK[0, :count], alone[1].weights_BCK[0], atol=1e-4, rtol=1e-4)
 
 
 def test_an_unknown_candidate_and_an_empty_history_have_finite_scores() -> None:
@@ -257,8 +247,116 @@ def test_an_unknown_candidate_and_an_empty_history_have_finite_scores() -> None:
         rows=[], actions=[], ages_s=[], behaviour_chains=[], nodes=[], chains=[], candidates=[contract.UNKNOWN_ROW, 2]
     )
     with torch.no_grad():
-        scores, nodes, weights, evidence = RANKER(*case.tensors())
+        scores, found, tree = RANKER(*case.tensors())
     assert torch.isfinite(scores).all()
-    assert not nodes.any()
-    assert not weights.any()
-    assert (evidence == contract.NO_EVIDENCE).all()
+    assert (found.index_BCK == contract.NO_CHAIN).all()
+    assert not found.weights_BCK.any()
+    assert (tree.evidence_BRM == contract.NO_EVIDENCE).all()
+
+
+@dataclass
+class Served:
+    """A ranker in both forms: trained, and cut into encoders, table and request network."""
+
+    ranker: Ranker
+    intents: IntentTable
+    table: ServedTable
+    network: RequestNetwork
+
+    def trained(self, request: dict[str, Array]) -> tuple[Array, ...]:
+        """Scores, kept chains and their weights by the trained form, without what is met together."""
+        rows = torch.from_numpy(self.intents.rows(request[contract.CANDIDATE_ITEMS.name]))
+        with torch.no_grad():
+            scores, found, _ = self.ranker(*map(torch.from_numpy, self.intents.trees(request)), rows)
+        return scores.numpy(), found.index_BCK.numpy(), found.weights_BCK.numpy()
+
+    def rank(self, looked_up: dict[str, Array]) -> tuple[Array, ...]:
+        inputs = ranker_inputs(looked_up)
+        with torch.no_grad():
+            return tuple(array.numpy() for array in self.network(*map(torch.from_numpy, inputs.values())))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Random learned vectors, some items without one."""
+    folder = tmp_path_factory.mktemp("forms")
+    intents = write_intents(folder / "tables", random_arrays(n_items=300, n_nodes=90, n_paths=70))
+    torch.manual_seed(3)
+    ranker = new_ranker(intents, RankerSettings(sequence=SequenceSettings(width=16))).eval()
+    with torch.no_grad():
+        ranker.base_scale.fill_(0.7)
+        for ids in (
+            ranker.base.items.ids,
+            ranker.node_tokens.ids,
+            ranker.queries.main_nodes,
+            ranker.queries.other_nodes,
+        ):
+            ids.weight_NH.normal_(std=0.3)
+            ids.none_H.normal_(std=0.3)
+        known = torch.rand(len(intents.item_vectors)) < 0.7
+        known[: contract.FIRST_ITEM_ROW] = False
+        ranker.base.items.ids.set_known(known)
+        for block in ranker.base.blocks:
+            block.distance_GT.normal_()
+            block.key_value.bias.normal_()
+    export_ranker(ranker, intents, folder / "engine", company=Company())
+    encode_table(intents, Encoder.open(folder / "engine"), random_events(300), folder / "serving")
+    return Served(ranker, intents, ServedTable.open(folder / "serving"), RequestNetwork(ranker).eval())
+
+
+def cut(request: dict[str, Array], length: int) -> dict[str, Array]:
+    """A sample request with a history of its latest behaviours only."""
+    return {
+        name: array[:, array.shape[1] - length :] if name.startswith("behaviour") else array[:, :40]
+        for name, array in request.items()
+    }
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 48])
+def test_lookup_encoders_and_request_network_score_as_the_trained_form(served: Served, length: int) -> None:
+    for request in sample_requests(served.intents, 4, seed=length):
+        request = cut(request, length)
+        expected, expected_chains, expected_weights = served.trained(request)
+        scores, chains, weights = served.rank(served.table.lookup(request))
+        # The table's rows are fp16: of nearly equal chains another may be the last that is kept.
+        same = (np.sort(chains, axis=-1) == np.sort(expected_chains, axis=-1)).all(axis=-1)
+        assert same.mean() > 0.9
+        np.testing.assert_allclose(scores[same], expected[same], atol=1e-2)
+        np.testing.assert_allclose(weights, expected_weights, atol=5e-3)
+        assert np.abs(expected).max() > 0.1
+
+
+def test_an_unknown_item_in_the_history_is_served_as_it_was_trained(served: Served) -> None:
+    request = cut(sample_requests(served.intents, 1, seed=9)[0], 6)
+    items = request[contract.BEHAVIOUR_ITEMS.name].copy()
+    items[0, [2, 5]] = 10**15
+    request[contract.BEHAVIOUR_ITEMS.name] = items
+    scores = served.rank(served.table.lookup(request))[0]
+    np.testing.assert_allclose(scores, served.trained(request)[0], atol=1e-2)
+
+
+def test_an_unknown_candidate_scores_below_all_known_ones(served: Served) -> None:
+    request = cut(sample_requests(served.intents, 1, seed=4)[0], 6)
+    candidates = request[contract.CANDIDATE_ITEMS.name].copy()
+    candidates[0, [3, 8]] = [10**15, 10**15 + 1]
+    request[contract.CANDIDATE_ITEMS.name] = candidates
+    scores = served.rank(served.table.lookup(request))[0][0]
+    known = np.delete(scores, [3, 8])
+    assert scores[3] == scores[8] < known.min() - 100
+
+
+def test_padding_a_served_request_into_a_batch_changes_nothing(served: Served) -> None:
+    requests = sample_requests(served.intents, 3, seed=1)
+    lengths, candidates = (1, 48, 9), (40, 3, 17)
+    looked_up = []
+    for request, length, count in zip(requests, lengths, candidates, strict=True):
+        short = cut(request, length)
+        short[contract.CANDIDATE_ITEMS.name] = short[contract.CANDIDATE_ITEMS.name][:, :count]
+        looked_up.append(served.table.lookup(short))
+    together = served.rank(merge_lookups(looked_up))
+    for place, (one, count) in enumerate(zip(looked_up, candidates, strict=True)):
+        scores, chains, weights = served.rank(one)
+        np.testing.assert_allclose(together[0][place, :count], scores[0], atol=1e-4)
+        np.testing.assert_array_equal(together[1][place, :count], chains[0])
+        np.testing.assert_allclose(together[2][place, :count], weights[0], atol=1e-5)
+        assert np.isneginf(together[0][place, count:]).all()

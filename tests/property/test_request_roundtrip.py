@@ -63,18 +63,23 @@ def padded_response(requests: list[RankRequest], seed: int) -> dict[str, npt.NDA
     rng = np.random.default_rng(seed)
     width = max(len(request.candidates) for request in requests)
     k, d, m = contract.CHAINS_PER_CANDIDATE, contract.MAX_DEPTH, contract.MAX_EVIDENCE
-    shape = (len(requests), width)
-    n_chains = rng.integers(0, k + 1, shape)
-    real = np.arange(k) < n_chains[..., None]
-    depth = rng.integers(1, d + 1, (*shape, k))
-    within = (np.arange(d) < depth[..., None]) & real[..., None]
-    shown = (np.arange(m) < rng.integers(0, m + 1, (*shape, k))[..., None]) & real[..., None]
+    shape, chains = (len(requests), width), int(rng.integers(1, contract.MAX_CHAINS + 1))
+    real = np.arange(k) < rng.integers(0, k + 1, shape)[..., None]
+    of_chain = (len(requests), chains, 1)
+    within = np.arange(d) < rng.integers(1, d + 1, of_chain)
+    shown = np.arange(m) < rng.integers(0, m + 1, of_chain)
+    unknown = rng.random(shape) < 0.3
+    for row, request in zip(unknown, requests, strict=True):
+        row[len(request.candidates) :] = False
     return {
         contract.SCORES.name: rng.standard_normal(shape).astype(np.float32),
-        contract.CHAIN_NODES.name: np.where(within, rng.integers(1, 99, within.shape), 0).astype(np.int32),
+        contract.CHAIN_INDEX.name: np.where(real, rng.integers(0, chains, real.shape), -1).astype(np.int32),
         contract.CHAIN_WEIGHTS.name: np.where(real, rng.random(real.shape), 0.0).astype(np.float32),
+        contract.CHAIN_NODES.name: np.where(within, rng.integers(1, 99, within.shape), 0).astype(np.int32),
         contract.EVIDENCE.name: np.where(shown, rng.integers(0, 99, shown.shape), -1).astype(np.int32),
         contract.COVERAGE.name: rng.random((len(requests), 1)).astype(np.float32),
+        contract.UNKNOWN_COUNT.name: unknown.sum(axis=1, keepdims=True).astype(np.int32),
+        contract.UNKNOWN_MASK.name: unknown,
         contract.TABLE_VERSION.name: rng.integers(0, 2**52, (len(requests), 1)),
     }
 
@@ -83,7 +88,7 @@ def padded_response(requests: list[RankRequest], seed: int) -> dict[str, npt.NDA
 @given(BATCHES, st.integers(min_value=0, max_value=2**32))
 def test_a_response_is_cut_back_to_each_request(requests: list[RankRequest], seed: int) -> None:
     response = padded_response(requests, seed)
-    results = from_tensors(requests, response, explained=True)
+    results = from_tensors(requests, response, explained=True, tell_unknown=True)
     assert len(results) == len(requests)
     for at, (request, result) in enumerate(zip(requests, results, strict=True)):
         count = len(request.candidates)
@@ -91,15 +96,17 @@ def test_a_response_is_cut_back_to_each_request(requests: list[RankRequest], see
         assert result.scores.tolist() == response[contract.SCORES.name][at, :count].tolist()
         assert result.coverage == response[contract.COVERAGE.name][at, 0]
         assert result.table_version == response[contract.TABLE_VERSION.name][at, 0]
+        assert result.unknown is not None
+        assert len(result.unknown) == result.unknown_count
+        assert set(result.unknown) <= set(request.candidates)
         for candidate, chains in enumerate(result.chains):
-            nodes = response[contract.CHAIN_NODES.name][at, candidate]
+            index = response[contract.CHAIN_INDEX.name][at, candidate]
+            kept = index[index != contract.NO_CHAIN]
+            nodes, evidence = (response[spec.name][at, kept] for spec in (contract.CHAIN_NODES, contract.EVIDENCE))
             weights = response[contract.CHAIN_WEIGHTS.name][at, candidate]
-            evidence = response[contract.EVIDENCE.name][at, candidate]
-            assert [list(chain.nodes) for chain in chains] == [row[row != 0].tolist() for row in nodes if row.any()]
-            assert [chain.weight for chain in chains] == weights[: len(chains)].tolist()
-            assert [list(chain.evidence) for chain in chains] == [
-                row[row != -1].tolist() for row in evidence[: len(chains)]
-            ]
+            assert [list(chain.nodes) for chain in chains] == [row[row != 0].tolist() for row in nodes]
+            assert [chain.weight for chain in chains] == weights[: len(kept)].tolist()
+            assert [list(chain.evidence) for chain in chains] == [row[row != -1].tolist() for row in evidence]
 
 
 @given(REQUESTS, st.integers(min_value=0, max_value=20), st.integers(min_value=0, max_value=2**32))

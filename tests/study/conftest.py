@@ -10,10 +10,11 @@ import pytest
 
 from airserve.data.importers import import_folder
 from airserve.data.schema import write_parquet
-from airserve.study.models import MODELS, Study
+from airserve.study.models import MODELS
 from airserve.study.prepare import prepare, study_settings
 from airserve.study.protocol import Protocol
 from airserve.study.run import Results, run_study
+from airserve.study.subject import Study
 from airserve.table.build import BuildSettings, build_tables
 
 N_FOOD, N_KITCHEN, THEMES = 30, 40, 5

@@ -10,12 +10,11 @@ import torch
 
 from airserve import contract
 from airserve.study import metrics
-from airserve.study.metrics import Bootstrap
-from airserve.study.models import Study
 from airserve.study.prepare import without_held_out_histories
-from airserve.study.protocol import rivals
+from airserve.study.subject import Study
 from airserve.study.variants import with_items_for_intents, with_shuffled_intents
-from airserve.training.baselines import Recency, cosine_neighbours
+from airserve.training.baselines import Recency, log_neighbours
+from airserve.training.evaluation import Bootstrap, difference, rivals
 
 
 def test_a_tie_and_a_score_that_is_no_number_rank_before_the_target() -> None:
@@ -79,7 +78,7 @@ def test_an_interval_over_seeds_and_users_is_wider_than_over_users_alone_when_se
 def test_a_difference_is_paired() -> None:
     rng = np.random.default_rng(0)
     other = rng.random((3, 200))
-    found = metrics.difference(other + 0.01, other, Bootstrap())
+    found = difference(other + 0.01, other, Bootstrap())
     assert found["mean"] == pytest.approx(0.01)
     assert found["interval"] == pytest.approx([0.01, 0.01])
     assert found["relative"] == pytest.approx(0.01 / other.mean(), abs=1e-4)
@@ -87,7 +86,7 @@ def test_a_difference_is_paired() -> None:
 
 def test_a_model_without_seeds_is_compared_with_every_seed() -> None:
     ours = np.arange(6.0).reshape(3, 2)
-    found = metrics.difference(ours, np.ones((1, 2)), Bootstrap())
+    found = difference(ours, np.ones((1, 2)), Bootstrap())
     assert found["seeds"] == 3
     assert found["mean"] == 1.5
 
@@ -130,7 +129,7 @@ def test_without_intents_a_history_is_looked_up_as_its_items(study: Study) -> No
 
 def test_item_knn_counts_users_in_common_and_shrinks(study: Study) -> None:
     log = study.log
-    plain, shrunk = cosine_neighbours(log, 0.0).toarray(), cosine_neighbours(log, 5.0).toarray()
+    plain, shrunk = log_neighbours(log, 0.0).toarray(), log_neighbours(log, 5.0).toarray()
     sets = {int(s): set(log.rows[(log.starts == s) & (log.splits == 0)]) for s in np.unique(log.starts)}
     i, j = np.argwhere(plain > 0)[0]
     both = sum(i in rows and j in rows for rows in sets.values())

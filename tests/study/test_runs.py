@@ -18,14 +18,16 @@ import pytest
 from airserve.data.schema import load_dataset, write_parquet
 from airserve.errors import DataError, UserError
 from airserve.study.cache import Run, source_digest
-from airserve.study.metrics import Bootstrap
-from airserve.study.models import MODELS, Study
+from airserve.study.models import MODELS
 from airserve.study.plots import write_figures
 from airserve.study.prepare import prepare, study_settings
 from airserve.study.protocol import Protocol, Ranks
 from airserve.study.report import results_json
 from airserve.study.run import Results, Runner, run_study, with_bases
+from airserve.study.sample import Sample
+from airserve.study.subject import Study
 from airserve.study.truth import compare_with_truth
+from airserve.training.evaluation import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,10 +140,8 @@ def test_intents_are_made_without_any_held_out_event(folders: tuple[Path, Path],
         (intents / "answers.parquet").write_bytes((folders[1].parent / "intents" / "answers.parquet").read_bytes())
 
     def make(learn: bool) -> Study:
-        work, train = tmp_path / str(learn), study_settings(fast=True)
-        return prepare(
-            folders[0], ("themes", source), work, train=train, protocol=Protocol(draws=4), learn_from_held_out=learn
-        )
+        work, train, sample = tmp_path / str(learn), study_settings(fast=True), Sample(learn_from_held_out=learn)
+        return prepare(folders[0], ("themes", source), work, train=train, protocol=Protocol(draws=4), sample=sample)
 
     # The bundled embedder reads the titles here: these tables are real ones.
     for learn in (False, True):

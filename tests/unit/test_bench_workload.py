@@ -9,35 +9,35 @@ import pytest
 
 from airserve import contract
 from airserve.bench.fuzz import change_call, encode_any, spoil
-from airserve.bench.synthetic import write_tables
+from airserve.bench.synthetic import write_all
 from airserve.bench.workload import WorkloadSettings, make_requests
 from airserve.errors import UserError
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 from airserve.triton.warmup import warmup_requests
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> IntentTable:
+def table(tmp_path_factory: pytest.TempPathFactory) -> ServedTable:
     folder: Path = tmp_path_factory.mktemp("workload")
-    write_tables(folder, n_items=100, n_nodes=60, n_paths=40)
-    return IntentTable.open(folder / "serving")
+    write_all(folder, n_items=100, n_nodes=60, n_paths=40)
+    return ServedTable.open(folder / "tables" / "serving")
 
 
-def test_a_workload_repeats_exactly(table: IntentTable) -> None:
+def test_a_workload_repeats_exactly(table: ServedTable) -> None:
     settings = WorkloadSettings(count=5, mixed=True)
     for one, other in zip(make_requests(table, settings), make_requests(table, settings), strict=True):
         for name, array in one.items():
             np.testing.assert_array_equal(array, other[name])
 
 
-def test_requests_are_sound_and_of_the_size_asked_for(table: IntentTable) -> None:
+def test_requests_are_sound_and_of_the_size_asked_for(table: ServedTable) -> None:
     for request in make_requests(table, WorkloadSettings(behaviours=30, candidates=20, count=5)):
         contract.validate_request(request)
         assert request[contract.BEHAVIOUR_ITEMS.name].shape == (1, 30)
         assert request[contract.CANDIDATE_ITEMS.name].shape == (1, 20)
 
 
-def test_warm_up_requests_are_sound_with_and_without_items(table: IntentTable) -> None:
+def test_warm_up_requests_are_sound_with_and_without_items(table: ServedTable) -> None:
     for items in (table.items, table.items[:1], table.items[:0]):
         for request in warmup_requests(items):
             contract.validate_request(request)
@@ -49,7 +49,7 @@ def test_sizes_beyond_the_contract_are_refused_by_name(name: str, value: int) ->
         WorkloadSettings(**{name: value})
 
 
-def test_attacks_repeat_with_their_seed(table: IntentTable) -> None:
+def test_attacks_repeat_with_their_seed(table: ServedTable) -> None:
     call = make_requests(table, WorkloadSettings(behaviours=9, candidates=9, count=1))[0]
 
     def attack(seed: int) -> list[bytes]:

@@ -137,14 +137,17 @@ def test_more_behaviours_than_the_bound_are_refused() -> None:
 # Tensors to results.
 
 
-def response_of(batch: int = 1, candidates: int = 3) -> dict[str, np.ndarray[Any, Any]]:
+def response_of(batch: int = 1, candidates: int = 3, chains: int = 9) -> dict[str, np.ndarray[Any, Any]]:
     k, d, m = contract.CHAINS_PER_CANDIDATE, contract.MAX_DEPTH, contract.MAX_EVIDENCE
     return {
         contract.SCORES.name: np.arange(batch * candidates, dtype=np.float32).reshape(batch, candidates),
-        contract.CHAIN_NODES.name: np.full((batch, candidates, k, d), contract.PAD_NODE, dtype=np.int32),
+        contract.CHAIN_INDEX.name: np.full((batch, candidates, k), contract.NO_CHAIN, dtype=np.int32),
         contract.CHAIN_WEIGHTS.name: np.zeros((batch, candidates, k), dtype=np.float32),
-        contract.EVIDENCE.name: np.full((batch, candidates, k, m), contract.NO_EVIDENCE, dtype=np.int32),
+        contract.CHAIN_NODES.name: np.full((batch, chains, d), contract.PAD_NODE, dtype=np.int32),
+        contract.EVIDENCE.name: np.full((batch, chains, m), contract.NO_EVIDENCE, dtype=np.int32),
         contract.COVERAGE.name: np.full((batch, 1), 0.5, dtype=np.float32),
+        contract.UNKNOWN_COUNT.name: np.zeros((batch, 1), dtype=np.int32),
+        contract.UNKNOWN_MASK.name: np.zeros((batch, candidates), dtype=np.bool_),
         contract.TABLE_VERSION.name: np.full((batch, 1), 2**52 + 1, dtype=np.int64),
     }
 
@@ -156,6 +159,19 @@ def test_a_response_becomes_scores_coverage_and_table_version() -> None:
     assert result.coverage == 0.5
     assert result.table_version == 2**52 + 1
     assert result.chains == ()
+    assert result.unknown_count == 0
+    assert result.unknown is None
+
+
+def test_unknown_candidates_are_told_with_the_ids_of_the_request_where_they_were_asked_for() -> None:
+    response = response_of(batch=2)
+    response[contract.UNKNOWN_COUNT.name][:, 0] = [0, 2]
+    response[contract.UNKNOWN_MASK.name][:] = [[False, False, True], [True, False, True]]
+    requests = [RankRequest(behaviours=[], candidates=["a", "b"]), RankRequest(behaviours=[], candidates=["c", 8, "d"])]
+    short, long = from_tensors(requests, response, explained=False, tell_unknown=True)
+    # What is marked behind the last candidate is padding of the batch.
+    assert (short.unknown_count, short.unknown) == (0, ())
+    assert (long.unknown_count, long.unknown) == (2, ("c", "d"))
 
 
 def test_padded_candidates_of_a_batch_are_cut_off() -> None:
@@ -167,10 +183,11 @@ def test_padded_candidates_of_a_batch_are_cut_off() -> None:
 
 def test_chains_hold_what_is_real_and_nothing_of_the_padding() -> None:
     response = response_of()
-    response[contract.CHAIN_NODES.name][0, 1, 0, :3] = [4, 5, 6]
-    response[contract.CHAIN_NODES.name][0, 1, 1, :1] = [4]
+    response[contract.CHAIN_INDEX.name][0, 1, :2] = [8, 3]
     response[contract.CHAIN_WEIGHTS.name][0, 1, :2] = [1.5, 0.25]
-    response[contract.EVIDENCE.name][0, 1, 0, :2] = [1, 0]
+    response[contract.CHAIN_NODES.name][0, 8, :3] = [4, 5, 6]
+    response[contract.CHAIN_NODES.name][0, 3, :1] = [4]
+    response[contract.EVIDENCE.name][0, 8, :2] = [1, 0]
     (result,) = from_tensors([request_of()], response, explained=True)
     assert result.chains[1] == (
         Chain(nodes=(4, 5, 6), weight=1.5, evidence=(1, 0)),
@@ -184,6 +201,7 @@ def result_of(scores: Sequence[float]) -> RankResult:
         items=tuple(range(len(scores))),
         scores=np.array(scores, dtype=np.float32),
         coverage=1.0,
+        unknown_count=0,
         table_version=1,
         chains=(),
     )
@@ -203,7 +221,8 @@ def test_an_item_of_minus_infinity_ranks_last() -> None:
 
 def test_the_top_carries_chains_only_when_they_were_asked_for() -> None:
     response = response_of()
-    response[contract.CHAIN_NODES.name][0, :, 0, 0] = 4
+    response[contract.CHAIN_INDEX.name][0, :, 0] = 2
+    response[contract.CHAIN_NODES.name][0, 2, 0] = 4
     (explained,) = from_tensors([request_of()], response, explained=True)
     (plain,) = from_tensors([request_of()], response, explained=False)
     assert len(explained.top(1)[0].chains) == 1
@@ -286,15 +305,24 @@ def test_ranking_asks_the_ensemble_for_scores_only(channel: FakeChannel) -> None
     tensors = to_tensors([request_of()])
     assert call["model_name"] == contract.ENSEMBLE_MODEL
     assert sent == {spec.name: (spec.triton_dtype, list(tensors[spec.name].shape)) for spec in contract.REQUEST}
-    assert wanted_outputs(call) == {spec.name for spec in set(contract.RESPONSE) - set(contract.EXPLANATION)}
+    assert wanted_outputs(call) == {
+        spec.name for spec in {*contract.RESPONSE} - {*contract.EXPLANATION, contract.UNKNOWN_MASK}
+    }
     assert result.items == (1, 2, 3)
     assert channel.closed
 
 
 def test_an_explanation_is_asked_for_on_request(channel: FakeChannel) -> None:
     (result,) = RankClient("here:8001").rank([request_of()], explain=True)
-    assert wanted_outputs(channel.calls[0]) == {spec.name for spec in contract.RESPONSE}
+    assert wanted_outputs(channel.calls[0]) == {spec.name for spec in contract.RESPONSE} - {contract.UNKNOWN_MASK.name}
     assert len(result.chains) == 3
+
+
+def test_the_mask_of_unknown_candidates_is_asked_for_on_request(channel: FakeChannel) -> None:
+    (result,) = RankClient("here:8001").rank([request_of()], tell_unknown=True)
+    assert contract.UNKNOWN_MASK.name in wanted_outputs(channel.calls[0])
+    assert contract.CHAIN_NODES.name not in wanted_outputs(channel.calls[0])
+    assert result.unknown == ()
 
 
 def test_a_call_has_the_deadline_of_the_client_or_its_own(channel: FakeChannel) -> None:

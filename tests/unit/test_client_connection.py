@@ -15,7 +15,7 @@ from airserve.client.agreement import check_agreement
 from airserve.client.connection import channel_settings
 from airserve.client.regions import REGION_BYTES, RegionPool
 from airserve.client.request import encode_items
-from airserve.client.wire import EXPLAINED_OUTPUTS, check_answer, check_tensors, plan_layout, response_shape
+from airserve.client.wire import ALL_OUTPUTS, check_answer, check_tensors, plan_layout, response_shape
 from airserve.errors import ArtifactError, InvalidRequestError, ServerError, UserError
 from airserve.triton.config import ensemble_config
 
@@ -25,8 +25,10 @@ def tensors_of(candidates: int = 3, behaviours: int = 2) -> dict[str, Any]:
     return to_tensors([RankRequest(behaviours=history, candidates=range(candidates))])
 
 
-def answer_to(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {spec.name: np.zeros(response_shape(spec, tensors), dtype=spec.dtype) for spec in contract.RESPONSE}
+def answer_to(tensors: dict[str, Any], chains: int = 9) -> dict[str, Any]:
+    batch, candidates = tensors[contract.CANDIDATE_ITEMS.name].shape
+    shapes = {spec: response_shape(spec.name, batch, candidates, chains) for spec in contract.RESPONSE}
+    return {spec.name: np.zeros(shape, dtype=spec.dtype) for spec, shape in shapes.items()}
 
 
 def disagreement(config: Any) -> ArtifactError:
@@ -158,7 +160,7 @@ def test_a_tensor_that_is_missing_or_of_another_kind_is_not_sent(spec: contract.
 def test_an_answer_of_another_shape_is_an_error_not_a_result(spec: contract.TensorSpec) -> None:
     question = tensors_of()
     good = answer_to(question)
-    assert set(check_answer(good, question)) == set(EXPLAINED_OUTPUTS)
+    assert set(check_answer(good, question)) == set(ALL_OUTPUTS)
     for bad in (None, good[spec.name].astype(np.float64), good[spec.name][:0]):
         with pytest.raises(ServerError, match=spec.name) as caught:
             check_answer(good | {spec.name: bad}, question)
@@ -174,9 +176,42 @@ def test_padding_candidates_behind_the_real_ones_are_cut_off() -> None:
         check_answer(answer_to(tensors_of(5, 2)), question)
 
 
+@pytest.mark.parametrize("chains", [1, contract.MIN_CHAINS, contract.MAX_CHAINS])
+def test_an_answer_has_as_many_chains_as_the_request(chains: int) -> None:
+    question = tensors_of()
+    checked = check_answer(answer_to(question, chains), question)
+    assert checked[contract.CHAIN_NODES.name].shape[1] == chains
+    assert checked[contract.EVIDENCE.name].shape[1] == chains
+
+
+@pytest.mark.parametrize("chains", [0, contract.MAX_CHAINS + 1])
+def test_no_chains_or_more_than_the_bound_are_an_error(chains: int) -> None:
+    question = tensors_of()
+    with pytest.raises(ServerError, match=f"{contract.CHAIN_NODES.name}: expected .*1 to {contract.MAX_CHAINS}"):
+        check_answer(answer_to(question, chains), question)
+
+
+def test_a_compiled_backends_padded_chains_do_not_come_with_its_answer() -> None:
+    """C comes padded, what the lookup alone knows does not."""
+    question, longer = tensors_of(3, 2), tensors_of(contract.SHAPE_CLASSES[0]["C"], 2)
+    mixed = answer_to(question) | {spec.name: answer_to(longer)[spec.name] for spec in contract.RANKER_OUTPUTS}
+    for name, array in answer_to(question).items():
+        assert check_answer(mixed, question)[name].shape == array.shape
+
+
+@pytest.mark.parametrize("spec", [contract.CHAIN_NODES, contract.EVIDENCE], ids=lambda spec: spec.name)
+def test_a_chain_that_did_not_come_with_the_answer_is_an_error(spec: contract.TensorSpec) -> None:
+    question = tensors_of()
+    answer = answer_to(question)
+    answer[contract.CHAIN_INDEX.name][0, 0, 0] = 8
+    check_answer(answer, question)
+    with pytest.raises(ServerError, match=f"{contract.CHAIN_INDEX.name}: expected indices below 8.*{spec.name}"):
+        check_answer(answer | {spec.name: answer[spec.name][:, :8]}, question)
+
+
 @pytest.mark.parametrize(("candidates", "behaviours"), [(1, 0), (3, 2), (1024, 1024)])
 def test_tensors_in_shared_memory_do_not_overlap(candidates: int, behaviours: int) -> None:
-    layout = plan_layout(tensors_of(candidates, behaviours), EXPLAINED_OUTPUTS)
+    layout = plan_layout(tensors_of(candidates, behaviours), ALL_OUTPUTS)
     places = [*layout.inputs, *layout.outputs]
     for one, following in itertools.pairwise(places):
         assert one.offset + one.n_bytes <= following.offset
@@ -191,7 +226,7 @@ def test_what_is_written_to_shared_memory_can_be_read_and_is_gone_afterwards() -
     assert region is not None
     try:
         tensors = tensors_of()
-        layout = plan_layout(tensors, EXPLAINED_OUTPUTS)
+        layout = plan_layout(tensors, ALL_OUTPUTS)
         region.write(layout, tensors)
         shapes = {name: array.shape for name, array in answer_to(tensors).items()}
         for name, array in region.read(layout, shapes).items():

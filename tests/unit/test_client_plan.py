@@ -23,16 +23,19 @@ def asking(candidates: int, behaviours: int = 0) -> RankRequest:
     return RankRequest(behaviours=history, candidates=range(candidates))
 
 
-def answer(part: Part[int], version: int = 1) -> RankResult[int]:
-    """Scores are item ids; the only evidence is the last behaviour that was sent."""
+def answer(part: Part[int], version: int = 1, *, told: bool = True) -> RankResult[int]:
+    """Scores are item ids; the only evidence is the last behaviour that was sent; every third item is unknown."""
     chain = Chain(nodes=(1,), weight=1.0, evidence=(len(part.request.behaviours) - 1,))
     count = len(part.request.candidates)
+    unknown = tuple(item for item in part.request.candidates if item % 3 == 0)
     return RankResult(
         items=tuple(part.request.candidates),
         scores=np.array(part.request.candidates, dtype=np.float32),
         coverage=0.5,
+        unknown_count=len(unknown),
         table_version=version,
         chains=((chain,),) * count,
+        unknown=unknown if told else None,
     )
 
 
@@ -50,6 +53,8 @@ def test_any_requests_become_calls_within_the_bounds_and_come_back_whole(sizes: 
     for request, result in zip(requests, results, strict=True):
         assert result.items == tuple(request.candidates)
         assert result.scores.tolist() == list(request.candidates)
+        assert result.unknown == tuple(item for item in request.candidates if item % 3 == 0)
+        assert result.unknown_count == len(result.unknown)
         last = len(request.behaviours) - 1
         assert all(chain.evidence == (last,) for (chain,) in result.chains)
 
@@ -88,6 +93,14 @@ def test_the_behaviours_that_are_left_out_are_the_oldest() -> None:
     (part,) = split_request(asking(1, contract.MAX_BEHAVIOURS + 3), 0)
     assert part.dropped == 3
     assert [part.request.behaviours[0].item, part.request.behaviours[-1].item] == [3, contract.MAX_BEHAVIOURS + 2]
+
+
+def test_unknown_candidates_that_were_not_asked_for_stay_untold_over_parts() -> None:
+    requests = [asking(contract.MAX_CANDIDATES + 1)]
+    calls = plan_calls(requests)
+    (result,) = merge_answers(requests, calls, [[answer(part, told=False) for part in call] for call in calls])
+    assert result.unknown is None
+    assert result.unknown_count == len(range(0, contract.MAX_CANDIDATES + 1, 3))
 
 
 def test_parts_answered_by_two_tables_report_the_older_one_and_warn(caplog: pytest.LogCaptureFixture) -> None:

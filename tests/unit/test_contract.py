@@ -254,27 +254,38 @@ ALL_SPECS = {
 
 @pytest.mark.parametrize("spec", ALL_SPECS.values(), ids=ALL_SPECS)
 def test_every_tensor_has_a_triton_dtype_and_dims_without_the_batch(spec: TensorSpec) -> None:
-    assert spec.triton_dtype in {"INT64", "INT32", "FP32"}
+    assert spec.triton_dtype in {"INT64", "INT32", "FP32", "FP16", "BOOL"}
     assert spec.axes[0] == "B"
     assert len(spec.dims) == len(spec.axes) - 1
     assert all(size == -1 or size > 0 for size in spec.dims)
 
 
-def test_what_the_ranker_needs_comes_from_the_request_or_the_lookup() -> None:
-    assert set(contract.RANKER_INPUTS) <= {*contract.REQUEST, *contract.LOOKUP_OUTPUTS}
+def test_what_the_ranker_needs_comes_from_the_lookup_alone() -> None:
+    assert set(contract.RANKER_INPUTS) <= set(contract.LOOKUP_OUTPUTS)
+    assert not set(contract.RANKER_INPUTS) & set(contract.REQUEST)
     assert set(contract.RESPONSE) <= {*contract.RANKER_OUTPUTS, *contract.LOOKUP_OUTPUTS}
 
 
 def test_every_axis_that_varies_has_a_profile_within_the_bounds() -> None:
-    varying = {axis for spec in contract.RANKER_INPUTS for axis, size in zip(spec.axes[1:], spec.dims, strict=True)
-               if size == -1}  # fmt: skip
+    varying = {
+        axis
+        for spec in contract.RANKER_INPUTS
+        for axis, size in zip(spec.axes[1:], spec.dims_for(contract.USUAL_SIZES), strict=True)
+        if size == -1
+    }
     assert varying | {"B"} == set(contract.PROFILE)
     assert all(1 <= low <= usual <= high for low, usual, high in contract.PROFILE.values())
-    assert [contract.PROFILE[axis][2] for axis in "BLC"] == [
+    assert [contract.PROFILE[axis][2] for axis in "BCR"] == [
         contract.MAX_BATCH,
-        contract.MAX_BEHAVIOURS,
         contract.MAX_CANDIDATES,
+        contract.MAX_CHAINS,
     ]
+
+
+def test_no_input_of_the_ranker_is_an_id_or_a_row_number() -> None:
+    """What an engine would have to know a catalogue for."""
+    whole = {spec.name for spec in contract.RANKER_INPUTS if np.issubdtype(spec.dtype, np.integer)}
+    assert whole == {contract.WINDOW_CONTEXT.name}
 
 
 def test_the_numbers_of_actions_and_reserved_values_do_not_collide() -> None:

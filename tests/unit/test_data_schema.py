@@ -4,8 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.contract import PAD_ITEM
-from airserve.data.schema import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA, load_behaviours, load_dataset, load_items
+from airserve.data.schema import load_behaviours, load_dataset, load_items
 from airserve.errors import DataError
 
 ITEMS = {

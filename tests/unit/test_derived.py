@@ -20,7 +20,7 @@ from airserve.table import vectors
 from airserve.table.answers import read_answers
 from airserve.table.build import BuildSettings, build_tables
 from airserve.table.format import file_sha256
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 
 THEMES = ("cat", "coffee", "garden", "bicycle")
 SMALL = DeriveSettings(groups=(2, 4, 8), width=8)
@@ -126,6 +126,20 @@ def test_items_without_behaviour_are_grouped_by_their_titles_alone() -> None:
     assert set(answers["action"].to_pylist()) == {"order"}
 
 
+def test_an_item_without_events_stands_where_the_company_of_like_titles_puts_it() -> None:
+    items, behaviours, titles_NW = make_data(users=200)
+    titles_NW[[0, 1]] = titles_NW[5]
+    quiet = np.isin(behaviours["item_id"].to_numpy(), [1000, 1001, 1047])
+    derived = derive(items, behaviours.filter(pa.array(~quiet)), titles_NW, SMALL)
+    assert np.allclose(derived.space_NS[0], derived.space_NS[1], atol=1e-5), "like titles, and nothing else"
+    assert not np.allclose(derived.space_NS[0], derived.space_NS[5], atol=1e-2), "with company it stands elsewhere"
+    near = derived.space_NS @ derived.space_NS[0]
+    assert near[5] > np.delete(near, [0, 1, 5]).mean(), "but nearer to what has its title than to most"
+    rows = [row for row in derived.answers.to_pylist() if row["item_id"] in (1000, 1001, 1047)]
+    assert all(len(row["paths"]) > 1 for row in rows), "what follows its group stands for what follows it"
+    assert rows[0]["paths"] == rows[1]["paths"]
+
+
 @pytest.mark.parametrize("titles", [["", "", "", ""], ["?", "!", "12", "  "], ["cat"] * 4])
 def test_titles_without_words_still_name_their_groups(titles: list[str]) -> None:
     items, behaviours, titles_NW = make_data()
@@ -172,7 +186,7 @@ def test_tables_of_derived_intents_stand_in_their_own_space_and_refuse_another_s
     derive_folder(tmp_path, tmp_path / "intents", SMALL, cache=None)
     settings = BuildSettings(data=tmp_path, intents=tmp_path / "intents", out=tmp_path / "tables", cache=None)
     build_tables(settings)
-    table = IntentTable.open(tmp_path / "tables" / "serving")
+    table = IntentTable.open(tmp_path / "tables" / "intents")
     answers = tmp_path / "intents" / "answers.parquet"
     own = vectors.read_vectors(tmp_path / "intents" / "vectors.npz", table.items, file_sha256(answers))
     np.testing.assert_allclose(table.item_vectors[contract.FIRST_ITEM_ROW :], own, atol=1e-6)

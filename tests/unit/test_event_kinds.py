@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.contract import ACTIONS
-from airserve.data.schema import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.intents.event_kinds import event_kinds
 
 ITEMS = [

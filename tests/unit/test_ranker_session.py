@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE
+from airserve.bench.synthetic import random_arrays, write_engine, write_intents
 from airserve.errors import ArtifactError, UserError
-from airserve.export.onnx import export_ranker
 from airserve.export.parity import random_inputs
-from airserve.model.ranker import Ranker, RankerSettings
-from airserve.table.lookup import IntentTable
 from airserve.triton.ranker_session import RankerSession
 
-N_ROWS, N_NODES, SIZE = 60, 50, 16
 NAMES = [spec.name for spec in contract.RANKER_OUTPUTS]
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    items = torch.nn.functional.normalize(torch.randn(N_ROWS, SIZE), dim=-1)
-    nodes = torch.nn.functional.normalize(torch.randn(N_NODES, SIZE), dim=-1)
-    items[: contract.FIRST_ITEM_ROW] = 0
-    nodes[0] = 0
-    ranker = Ranker(items, nodes, torch.arange(N_NODES) % contract.MAX_DEPTH, RankerSettings()).eval()
-    manifest = SimpleNamespace(catalogue_sha256="c" * 64, vocabulary_sha256="v" * 64)
-    table = cast(
-        IntentTable,
-        SimpleNamespace(manifest=manifest, table_version=5, item_vectors=items.numpy(), node_vectors=nodes.numpy()),
-    )
-    return export_ranker(ranker, table, tmp_path_factory.mktemp("engine"))
+    folder = tmp_path_factory.mktemp("ranker")
+    write_intents(folder / "tables", random_arrays(n_items=58, n_nodes=50, n_paths=40))
+    write_engine(folder / "tables", folder / "engine")
+    return folder / "engine" / ONNX_FILE
 
 
 def parts() -> list[dict[str, Any]]:
-    sizes = [(1, 1, 1, 1, 1), (1, 7, 5, 3, 6), (2, 9, 30, 8, 20), (1, 128, 128, 64, 128), (1, 6, 5, 3, 6)]
+    sizes = [(1, 1, 8), (1, 5, 9), (2, 30, 12), (1, 128, 64), (1, 5, 9)]
     return [
-        random_inputs(dict(zip("BLCRU", size, strict=True)), n_rows=N_ROWS, n_nodes=N_NODES, seed=at)
+        random_inputs(dict(zip("BCR", size, strict=True)), contract.USUAL_SIZES, seed=at)
         for at, size in enumerate(sizes)
     ]
 
@@ -69,13 +57,13 @@ def test_only_wanted_outputs_come_back_contiguous(graph: Path) -> None:
         assert answer[contract.SCORES.name].flags.c_contiguous
 
 
-def test_a_table_of_another_catalogue_is_refused(graph: Path) -> None:
+def test_a_table_of_another_encoder_is_refused_with_both_named(graph: Path) -> None:
     session = RankerSession(graph)
-    session.check_table("c" * 64, "v" * 64)
-    with pytest.raises(ArtifactError, match="catalogue_sha256"):
-        session.check_table("x" * 64, "v" * 64)
-    with pytest.raises(ArtifactError, match="vocabulary_sha256"):
-        session.check_table("c" * 64, "x" * 64)
+    ours = session.stamps["encoder"]
+    session.check_encoder(ours)
+    for other, named in (("f" * 64, "f" * 64), ("", "none")):
+        with pytest.raises(ArtifactError, match=f"{ours}.*{named}.*encode_table"):
+            session.check_encoder(other)
 
 
 def test_what_is_no_graph_and_no_threads_are_refused(tmp_path: Path, graph: Path) -> None:
@@ -86,15 +74,9 @@ def test_what_is_no_graph_and_no_threads_are_refused(tmp_path: Path, graph: Path
         RankerSession(graph, threads=0)
 
 
-def test_an_empty_history_alone_scores_as_one_padded_row(graph: Path) -> None:
-    padded = parts()[0]
-    padded[contract.BEHAVIOUR_ACTIONS.name][:] = contract.PAD_ACTION
-    empty = {
-        **padded,
-        contract.BEHAVIOUR_ACTIONS.name: np.zeros((1, 0), np.int32),
-        contract.BEHAVIOUR_AGES_S.name: np.zeros((1, 0), np.float32),
-    }
-    padded = {**padded, contract.BEHAVIOUR_AGES_S.name: np.zeros((1, 1), np.float32)}
-    session = RankerSession(graph)
-    for name, expected in session.run([padded], NAMES)[0].items():
-        np.testing.assert_array_equal(session.run([empty], NAMES)[0][name], expected)
+def test_padding_chains_are_never_chosen(graph: Path) -> None:
+    """So an index points into the chains that the lookup hands to the client, which come without padding."""
+    for part in parts():
+        answer = RankerSession(graph).run([part], NAMES)[0]
+        real = (part[contract.CHAIN_BIAS.name] > contract.PADDED_CHAIN / 2).sum(axis=1)
+        assert (answer[contract.CHAIN_INDEX.name] < real[:, None, None]).all()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from airserve import contract
+from airserve.artifacts import PLAN_MANIFEST
 from airserve.errors import UserError
-from airserve.triton.config_names import PLAN_MANIFEST
 from airserve.triton.server import ServerSettings, ServerTls, TraceSettings, TritonServer
 
 

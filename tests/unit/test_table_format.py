@@ -19,8 +19,8 @@ from airserve.errors import DataError, UserError
 from airserve.table.answers import read_answers
 from airserve.table.atomic import assemble
 from airserve.table.build import BuildSettings, build_tables
-from airserve.table.format import NO_PATH, read_table
-from airserve.table.lookup import IntentTable
+from airserve.table.format import NO_PATH, IntentArrays, TableManifest, read_table, text_key
+from airserve.table.intents import IntentTable
 from airserve.table.report import item_tree, vocabulary_tree
 from airserve.table.vectors import normalised
 from airserve.table.vocabulary import build_vocabulary, read_vocabulary
@@ -81,9 +81,13 @@ def build(folder: Path, **settings: Any) -> dict[str, Any]:
     return build_tables(BuildSettings(**(options | settings)), SeededEmbedder())
 
 
+def read_intents(folder: Path) -> tuple[TableManifest, IntentArrays]:
+    return read_table(folder, IntentArrays)
+
+
 def paths_of(folder: Path, item: int, action: str, segment: int) -> list[str]:
     """Texts of the leaves that the published table has for a behaviour."""
-    table = IntentTable.open(folder / "tables" / "serving")
+    table = IntentTable.open(folder / "tables" / "intents")
     vocabulary = read_vocabulary(folder / "tables" / "vocabulary.parquet")
     rows = table.rows(np.array([[item]]))
     numbers = table.path_numbers(rows, np.array([[contract.ACTIONS[action]]]), np.array([[segment]]))[0, 0]
@@ -115,10 +119,14 @@ def test_a_built_table_answers_with_its_own_kind_then_segment_0_then_the_items_d
 def test_the_published_arrays_are_what_the_format_says(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     build(tmp_path)
-    manifest, arrays = read_table(tmp_path / "tables" / "serving")
+    manifest, arrays = read_intents(tmp_path / "tables" / "intents")
     assert arrays.items.tolist() == [10, 20, 30, 40]
     assert arrays.item_paths[:2].tolist() == [[NO_PATH] * contract.MAX_PATHS] * 2
-    assert (manifest.n_segments, manifest.n_nodes, manifest.vector_width) == (3, 8, 128)
+    assert manifest.n_segments == 3
+    assert manifest.counts == {"n_items": 4, "n_kinds": 5, "n_paths": 3, "n_nodes": 8, "vector_width": 128}
+    assert arrays.title_keys.tolist() == [text_key(TITLES[item]) for item in (10, 20, 30, 40)]
+    assert arrays.node_keys[0] == 0
+    assert len(set(arrays.node_keys.tolist())) == 8
     np.testing.assert_allclose(np.linalg.norm(arrays.node_vectors[1:], axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(arrays.item_vectors[2:], axis=1), 1, rtol=1e-5)
     atomic = pq.read_table(tmp_path / "tables" / "atomic_intents.parquet").to_pylist()
@@ -133,9 +141,9 @@ def test_equal_input_gives_equal_files_and_an_equal_version(tmp_path: Path) -> N
     write_inputs(tmp_path / "two", ANSWERS[::-1], dict(sorted(TITLES.items())))
     one, two = build(tmp_path / "one"), build(tmp_path / "two")
     assert one[VERSION] == two[VERSION]
-    serving = [tmp_path / name / "tables" / "serving" for name in ("one", "two")]
-    for path in serving[0].iterdir():
-        assert path.read_bytes() == (serving[1] / path.name).read_bytes()
+    folders = [tmp_path / name / "tables" / "intents" for name in ("one", "two")]
+    for path in folders[0].iterdir():
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
     write_inputs(tmp_path / "two", ANSWERS[1:])
     assert build(tmp_path / "two")[VERSION] != two[VERSION]
     assert build(tmp_path / "two", table_version=7)[VERSION] == 7
@@ -144,17 +152,17 @@ def test_equal_input_gives_equal_files_and_an_equal_version(tmp_path: Path) -> N
 def test_a_new_table_takes_the_old_ones_place_while_the_old_stays_open(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     build(tmp_path)
-    before = IntentTable.open(tmp_path / "tables" / "serving")
+    before = IntentTable.open(tmp_path / "tables" / "intents")
     items = before.items.tolist()
     write_inputs(tmp_path, ANSWERS[:1], {10: "cat video"})
     build(tmp_path)
     assert before.items.tolist() == items
-    assert IntentTable.open(tmp_path / "tables" / "serving").items.tolist() == [10]
+    assert IntentTable.open(tmp_path / "tables" / "intents").items.tolist() == [10]
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         "atomic_intents.parquet",
+        "intents",
         "projection.npz",
         "report.html",
-        "serving",
         "title_vectors.npy",
         "vocabulary.parquet",
     }
@@ -181,7 +189,7 @@ def test_the_report_shows_what_was_merged_and_nothing_in_it_can_run(tmp_path: Pa
 def test_empty_titles_are_embedded_like_any_other(tmp_path: Path) -> None:
     write_inputs(tmp_path, titles=TITLES | {20: ""})
     build(tmp_path)
-    _, arrays = read_table(tmp_path / "tables" / "serving")
+    _, arrays = read_intents(tmp_path / "tables" / "intents")
     np.testing.assert_allclose(np.linalg.norm(arrays.item_vectors[2:], axis=1), 1, rtol=1e-5)
 
 
@@ -209,7 +217,7 @@ def test_without_an_atomic_exchange_of_folders_the_new_table_still_takes_the_nam
     build(tmp_path)
     monkeypatch.setattr("airserve.table.publish._exchange", lambda first, second: False)
     version = build(tmp_path, table_version=9)[VERSION]
-    assert IntentTable.open(tmp_path / "tables" / "serving").table_version == version == 9
+    assert IntentTable.open(tmp_path / "tables" / "intents").table_version == version == 9
     assert len(os.listdir(tmp_path / "tables")) == 6
 
 
@@ -217,12 +225,33 @@ def test_a_rebuild_with_the_previous_vocabulary_keeps_ids_and_vectors(tmp_path: 
     write_inputs(tmp_path)
     build(tmp_path)
     vocabulary = tmp_path / "tables" / "vocabulary.parquet"
-    _, old = read_table(tmp_path / "tables" / "serving")
+    _, old = read_intents(tmp_path / "tables" / "intents")
     write_inputs(tmp_path, [(30, "like", 0, [["pets", "dogs", "leash"]], True), *ANSWERS[3:]])
     build(tmp_path, out=tmp_path / "next", previous=vocabulary)
-    _, new = read_table(tmp_path / "next" / "serving")
+    _, new = read_intents(tmp_path / "next" / "intents")
     assert len(new.node_vectors) == len(old.node_vectors) + 2
     np.testing.assert_array_equal(new.node_vectors[: len(old.node_vectors)], old.node_vectors)
+    np.testing.assert_array_equal(new.node_keys[: len(old.node_keys)], old.node_keys)
+
+
+def test_a_node_has_the_same_key_in_another_vocabulary_and_a_title_in_another_catalogue(tmp_path: Path) -> None:
+    write_inputs(tmp_path / "one")
+    write_inputs(tmp_path / "two", [(20, "view", 0, [HOSE], True), (5, "view", 0, [["pets", "dogs"]], True)],
+                 {20: TITLES[20], 5: "dog"})  # fmt: skip
+    keys = []
+    for name in ("one", "two"):
+        build(tmp_path / name)
+        tables = tmp_path / name / "tables"
+        _, arrays = read_intents(tables / "intents")
+        vocabulary = read_vocabulary(tables / "vocabulary.parquet")
+        by_path = dict(zip(vocabulary.path_texts(), arrays.node_keys[1:].tolist(), strict=True))
+        keys.append((by_path, dict(zip(arrays.items.tolist(), arrays.title_keys.tolist(), strict=True))))
+    (nodes, titles), (other_nodes, other_titles) = keys
+    assert {path: nodes[path] for path in nodes.keys() & other_nodes.keys()} == {
+        path: other_nodes[path] for path in nodes.keys() & other_nodes.keys()
+    }
+    assert len(nodes.keys() & other_nodes.keys()) == 4
+    assert titles[20] == other_titles[20]
 
 
 def test_shuffling_gives_every_item_another_items_intents_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -237,8 +266,8 @@ def test_shuffling_gives_every_item_another_items_intents_and_keeps_the_rest(tmp
     mixed = build(tmp_path, out=tmp_path / "mixed", shuffle_seed=3)
     for name in ("nodes", "paths", "kinds", "item_coverage"):
         assert plain[name] == mixed[name]
-    manifest, old = read_table(tmp_path / "tables" / "serving")
-    shuffled_manifest, new = read_table(tmp_path / "mixed" / "serving")
+    manifest, old = read_intents(tmp_path / "tables" / "intents")
+    shuffled_manifest, new = read_intents(tmp_path / "mixed" / "intents")
     assert manifest.vocabulary_sha256 == shuffled_manifest.vocabulary_sha256
     assert manifest.catalogue_sha256 == shuffled_manifest.catalogue_sha256
     np.testing.assert_array_equal(old.kinds, new.kinds)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
 from airserve.export import tensorrt
@@ -15,11 +16,11 @@ from airserve.export.tensorrt import (
     CompileSettings,
     check_plan,
     compile_engine,
+    engine_sizes,
     plan_identity,
     profile_json,
     profile_shapes,
 )
-from airserve.triton.config_names import ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 
 each_input = pytest.mark.parametrize("spec", contract.RANKER_INPUTS, ids=lambda spec: spec.name)
 
@@ -32,24 +33,43 @@ def test_a_profile_is_min_opt_max_in_the_rank_of_the_input(spec: TensorSpec) -> 
 
 
 @each_input
-def test_every_axis_takes_its_bounds_from_the_contract(spec: TensorSpec) -> None:
-    for axis, size, *bounds in zip(spec.axes, (-1, *spec.dims), *profile_shapes(spec), strict=True):
-        assert bounds == (list(contract.PROFILE[axis]) if size == -1 else [size] * 3)
+def test_every_axis_takes_its_bounds_from_the_contract_or_its_size_from_the_encoder(spec: TensorSpec) -> None:
+    sizes = {"H": 32, "E": 16, "X": 48}
+    fixed = dict(zip(spec.axes[1:], spec.dims, strict=True)) | sizes
+    for axis, *bounds in zip(spec.axes, *profile_shapes(spec, sizes=sizes), strict=True):
+        assert bounds == (list(contract.PROFILE[axis]) if axis in contract.PROFILE else [fixed[axis]] * 3)
 
 
 def test_the_largest_request_of_the_contract_fits_the_profile() -> None:
     high = {spec: profile_shapes(spec)[2] for spec in contract.RANKER_INPUTS}
-    assert high[contract.BEHAVIOUR_ROWS] == (contract.MAX_BATCH, contract.MAX_BEHAVIOURS)
-    assert high[contract.BEHAVIOUR_CHAINS] == (contract.MAX_BATCH, contract.MAX_BEHAVIOURS, contract.MAX_PATHS)
-    assert high[contract.CANDIDATE_ROWS] == (contract.MAX_BATCH, contract.MAX_CANDIDATES)
-    assert high[contract.CHAIN_SLOTS] == (contract.MAX_BATCH, contract.MAX_CHAINS, contract.MAX_DEPTH)
-    assert high[contract.TREE_NODES] == (contract.MAX_BATCH, contract.MAX_TREE_NODES)
+    assert high[contract.WINDOW_CONTEXT] == (contract.MAX_BATCH, contract.WINDOW)
+    assert high[contract.CANDIDATE_PRIOR] == (contract.MAX_BATCH, contract.MAX_CANDIDATES)
+    assert high[contract.CHAIN_BIAS] == (contract.MAX_BATCH, contract.MAX_CHAINS)
+    assert high[contract.LEVEL_WEIGHTS] == (contract.MAX_BATCH, contract.MAX_CHAINS, contract.MAX_DEPTH)
 
 
-def test_a_single_request_with_a_history_and_a_candidate_of_one_fits_the_profile() -> None:
+def test_a_single_request_with_a_candidate_of_one_and_the_fewest_chains_fits_the_profile() -> None:
     for spec in contract.RANKER_INPUTS:
-        low = profile_shapes(spec)[0]
-        assert all(size == 1 for size, wanted in zip(low[1:], spec.dims, strict=True) if wanted == -1)
+        low = dict(zip(spec.axes, profile_shapes(spec)[0], strict=True))
+        assert low["B"] == 1
+        assert low.get("C", 1) == 1
+        assert low.get("R", contract.MIN_CHAINS) == contract.MIN_CHAINS
+
+
+def test_the_profile_has_the_sizes_of_the_engines_own_encoder(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"sizes": {"H": 8, "E": 16, "X": 24}}))
+    assert engine_sizes(tmp_path) == {"H": 8, "E": 16, "X": 24}
+    assert profile_json(4, engine_sizes(tmp_path))[contract.CANDIDATE_TARGETS.name][2] == [4, 1024, 24]
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[]", "{}", '{"sizes": {"H": 8}}', '{"sizes": {"H": 8, "E": null, "X": 1}}']
+)
+def test_an_engine_whose_manifest_has_no_sizes_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / MANIFEST_FILE).write_text(text)
+    with pytest.raises(ArtifactError, match=r"sizes.*export_onnx\.py"):
+        engine_sizes(tmp_path)
 
 
 @each_input
@@ -93,8 +113,8 @@ def test_tensorrt_counts_as_missing_when_polygraphy_is(monkeypatch: pytest.Monke
 
 
 def write_plan(folder: Path) -> None:
-    same = {"contract_version": 1, "catalogue_sha256": "c", "vocabulary_sha256": "v", "onnx_sha256": "o"}
-    (folder / "manifest.json").write_text(json.dumps(same))
+    same = {"contract_version": 1, "encoder": "e", "onnx_sha256": "o"}
+    (folder / MANIFEST_FILE).write_text(json.dumps(same))
     (folder / PLAN_FILE).write_bytes(b"a plan")
     (folder / PLAN_MANIFEST).write_text(json.dumps({"tensorrt": "11.0", **plan_identity(folder, b"a plan")}))
 
@@ -118,11 +138,11 @@ def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
         check_plan(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["contract_version", "catalogue_sha256", "vocabulary_sha256", "onnx_sha256"])
+@pytest.mark.parametrize("key", ["contract_version", "encoder", "onnx_sha256"])
 def test_a_plan_of_another_graph_is_refused(tmp_path: Path, key: str) -> None:
     write_plan(tmp_path)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, key: "another"}))
+    manifest = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({**manifest, key: "another"}))
     with pytest.raises(ArtifactError, match=f"{key} another"):
         check_plan(tmp_path)
 

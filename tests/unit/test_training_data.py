@@ -16,21 +16,21 @@ from airserve import contract
 from airserve.errors import ArtifactError, UserError
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
-from airserve.table.format import NO_PATH, TableArrays, TableManifest, kind_keys
-from airserve.table.lookup import IntentTable
-from airserve.training.checkpoint import load_ranker, new_ranker, save_ranker
+from airserve.table.company import Company
+from airserve.table.format import NO_PATH, IntentArrays, TableManifest, kind_keys, text_key
+from airserve.table.intents import IntentTable
+from airserve.training.checkpoint import Trained, load_ranker, new_ranker, read_config, save_ranker
 from airserve.training.device import device_of, moved, pick_device
 from airserve.training.evaluation import (
     EvaluationSettings,
     draw_candidates,
     gains,
     hits,
-    interval,
-    summarise,
     target_ranks,
 )
 from airserve.training.examples import (
     Log,
+    Task,
     find_task,
     history,
     last_of_users,
@@ -42,8 +42,9 @@ from airserve.training.examples import (
     without_training,
 )
 from airserve.training.loop import FitSettings, fit
+from airserve.training.measure import evaluate_ranker, summarise_ranks
 from airserve.training.objectives import hidesome
-from airserve.training.stages import Training, TrainSettings
+from airserve.training.stages import Training, TrainSettings, air_scorer
 
 N_ITEMS, N_LEAVES, SIZE = 40, 5, 8
 ORDER, VIEW = contract.ACTIONS["order"], contract.ACTIONS["view"]
@@ -62,7 +63,7 @@ def make_table(catalogue: str = "c1") -> IntentTable:
     item_paths[2:, 0] = leaf_of
     vectors = np.zeros((N_ITEMS + 2, SIZE), dtype=np.float32)
     vectors[2:] = nodes[2 + leaf_of]
-    arrays = TableArrays(
+    arrays = IntentArrays(
         items=np.arange(100, 100 + N_ITEMS, dtype=np.int64),
         kinds=kind_keys(np.zeros(0, dtype=np.int64), np.zeros(0), 0, 1).astype(np.uint64),
         kind_paths=np.zeros((0, contract.MAX_PATHS), dtype=np.int32),
@@ -70,19 +71,18 @@ def make_table(catalogue: str = "c1") -> IntentTable:
         paths=paths,
         node_vectors=nodes,
         item_vectors=vectors,
+        title_keys=np.array([text_key(f"item {n}") for n in range(N_ITEMS)], dtype=np.uint64),
+        node_keys=np.arange(len(nodes), dtype=np.uint64),
     )
     manifest = TableManifest(
         contract_version=contract.CONTRACT_VERSION,
         table_version=7,
         n_segments=1,
-        n_items=N_ITEMS,
-        n_kinds=0,
-        n_paths=N_LEAVES,
-        n_nodes=len(nodes),
-        vector_width=SIZE,
+        counts=arrays.counts(),
         catalogue_sha256=catalogue,
         vocabulary_sha256="v1",
         files={},
+        sizes={},
     )
     return IntentTable(manifest, arrays)
 
@@ -204,12 +204,12 @@ def test_metrics_of_known_ranks() -> None:
     assert gains(ranks).tolist() == pytest.approx([1.0, 0.5, 1 / np.log2(11), 0.0])
     settings = EvaluationSettings(draws=1)
     better, worse = np.ones((1, 200), dtype=np.int64), np.tile([1, 50], 100)[None]
-    report = summarise({"air": better, "sequence": worse}, settings, ours="air", against="sequence")
+    report = summarise_ranks({"air": better, "sequence": worse}, settings, ours="air", against=["sequence"])
     assert report["hr10"] == {"air": 1.0, "sequence": 0.5}
     assert report["air_minus_sequence"]["hr10"]["mean"] == 0.5
     low, high = report["air_minus_sequence"]["hr10"]["interval"]
     assert 0.4 < low < 0.5 < high < 0.6
-    assert interval(np.zeros(0), settings) == (0.0, 0.0)
+    assert settings.bootstrap.interval(np.zeros((1, 0))) == [0.0, 0.0]
 
 
 def test_training_keeps_the_best_epoch_and_takes_up_an_interrupted_one(tmp_path: Path) -> None:
@@ -275,31 +275,45 @@ def test_averaged_weights_are_kept_and_survive_an_interruption(tmp_path: Path) -
     assert run(4, 0.9, "torn") == pytest.approx(averaged, abs=1e-5)
 
 
-SMALL = RankerSettings(sequence=SequenceSettings(width=8, window=8), hidden=8)
+SMALL = RankerSettings(sequence=SequenceSettings(width=8), hidden=8)
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+TASK, COMPANY = Task(actions=(ORDER,), novel=True), Company(scale=0.5, shrinkage=50.0, last=50, decay=0.9)
+
+
+def test_a_checkpoint_comes_back_as_it_was_with_its_company_and_its_task(tmp_path: Path) -> None:
     table = make_table()
     torch.manual_seed(0)
     ranker = new_ranker(table, SMALL)
-    save_ranker(tmp_path, ranker, table, {"note": "x"})
-    loaded, config = load_ranker(tmp_path, table)
-    assert config["note"] == "x"
+    known = torch.arange(N_ITEMS + 2) % 3 == 2
+    ranker.base.items.ids.set_known(known)
+    save_ranker(tmp_path, Trained(ranker, COMPANY, TASK), table, {"note": "x"})
+    loaded, company, task = load_ranker(tmp_path, table)
+    assert read_config(tmp_path)["note"] == "x"
     assert loaded.settings == SMALL
+    assert not loaded.training
+    assert (company, task) == (COMPANY, TASK)
+    assert torch.equal(loaded.state_dict()["base.items.ids.known_N"], known), "who has no id is learned too"
     for name, tensor in ranker.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor)
 
 
 def test_a_ranker_of_another_catalogue_is_refused(tmp_path: Path) -> None:
     table = make_table()
-    save_ranker(tmp_path, new_ranker(table, SMALL), table, {})
+    save_ranker(tmp_path, Trained(new_ranker(table, SMALL), COMPANY, TASK), table, {})
     with pytest.raises(ArtifactError, match=r"catalogue.*train the ranker on these tables"):
         load_ranker(tmp_path, make_table("another"))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "contract_version": 99}))
     with pytest.raises(ArtifactError, match="99"):
         load_ranker(tmp_path, table)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "contract_version": 1}))
+    with pytest.raises(ArtifactError, match=r"got 1 \(the ranker\).*train_ranker\.py again"):
+        load_ranker(tmp_path, table)
+    del config["company"]
     (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="company"):
+        load_ranker(tmp_path, table)
     (tmp_path / "ranker.safetensors").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"ranker\.safetensors"):
         load_ranker(tmp_path, table)
@@ -326,15 +340,35 @@ def test_a_small_training_learns_from_intents_what_users_order(tmp_path: Path) -
         intent_fit=FitSettings(epochs=6, learning_rate=1e-2),
         evaluation=EvaluationSettings(resamples=100),
     )
-    trained = Training(make_table(), shop_log(300), settings, tmp_path, "mark").run()
-    assert trained.metrics["test_users"] == 75
+    trained, metrics = Training(make_table(), shop_log(300), settings, tmp_path, "mark").run()
+    assert metrics["test_users"] == 75
     # 20 products, 4 of the right leaf: chance is 10 of 20, the intents alone give all of the leaf.
-    assert trained.metrics["hr10"]["air"] > 0.9
-    assert trained.metrics["ndcg10"]["air"] > trained.metrics["ndcg10"]["popularity"]
-    assert set(trained.metrics["by_domain"]) == {"product"}
+    assert metrics["hr10"]["air"] > 0.9
+    assert metrics["ndcg10"]["air"] > metrics["ndcg10"]["popularity"]
+    assert set(metrics["by_domain"]) == {"product"}
     table = make_table()
+    base = trained.ranker.base
+    scorer = air_scorer(trained.ranker, shop_log(300), trained.company)
+    alone = evaluate_ranker(scorer, base, table, shop_log(300), settings.evaluation)
+    assert alone["hr10"] == {name: metrics["hr10"][name] for name in ("air", "base", "popularity")}
+    assert "air_minus_sequence" not in alone
     scores = replace(SMALL, use_intents=False)
     assert new_ranker(table, scores).settings.use_intents is False
+
+
+def test_items_that_training_never_saw_are_no_negatives_and_have_no_id(tmp_path: Path) -> None:
+    log = shop_log(40)
+    unseen = np.setdiff1d(log.candidate_rows, log.rows[log.splits == 0])
+    assert unseen.size, "some product was never ordered in training"
+    training = Training(make_table(), log, TrainSettings(ranker=SMALL, minutes_budget=0.01), tmp_path, "mark")
+    drawn, _ = training.sampler.draw(20_000, np.random.default_rng(0))
+    assert set(drawn.tolist()) == set(np.setdiff1d(log.candidate_rows, unseen).tolist())
+    ranker = new_ranker(make_table(), SMALL)
+    training.fit_sequence("base", ranker.base, 1.0)
+    known = ranker.base.items.ids.known_N
+    assert not known[torch.from_numpy(log.untrained_rows).long()].any()
+    assert not known[: contract.FIRST_ITEM_ROW].any()
+    assert known.sum() == N_ITEMS - len(log.untrained_rows)
 
 
 def test_the_intent_stage_learns_from_users_that_the_base_apart_has_not_seen(tmp_path: Path) -> None:
@@ -353,20 +387,25 @@ def test_the_intent_stage_learns_from_users_that_the_base_apart_has_not_seen(tmp
     left = without_training(log, apart)
     assert not set(training_targets(left, training.task)) & set(np.flatnonzero(apart))
     assert (left.splits[log.splits != 0] == log.splits[log.splits != 0]).all()
-    trained = training.run()
-    assert trained.metrics["hr10"]["air"] > 0.9
-    assert "base_apart" in trained.metrics["fits"]
+    trained, metrics = training.run()
+    assert metrics["hr10"]["air"] > 0.9
+    assert "base_apart" in metrics["fits"]
     assert not trained.ranker.base_scale.requires_grad
 
 
-def test_everything_a_step_needs_is_where_the_model_is(tmp_path: Path) -> None:
-    # No GPU here: PyTorch's meta device computes shapes only, and refuses to mix its tensors with the CPU's.
+def test_everything_a_step_needs_is_where_the_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No GPU here: PyTorch's meta device computes shapes only, and refuses to mix its tensors with the CPU's. It has
+    # no `unique`; row by row is the same.
+    monkeypatch.setattr(
+        "airserve.model.ranker.of_distinct",
+        lambda rows, compute: compute(rows.flatten()).unflatten(0, rows.shape),
+    )
     training = Training(make_table(), shop_log(40), TrainSettings(ranker=SMALL), tmp_path, "mark")
     ranker, elsewhere = new_ranker(make_table(), SMALL).to("meta"), torch.device("meta")
     assert device_of(ranker) == elsewhere
     batch = moved(training.valid_batches[0], elsewhere)
-    serving, rows = ranker.folded(), batch.target_rows_B[:, None]
-    assert serving.intent_score(serving.user_tree(*batch.inputs), rows)[0].is_meta
+    rows = batch.target_rows_B[:, None]
+    assert ranker.intent_score(ranker.user_tree(*batch.inputs), rows)[0].is_meta
     (window, *_) = sequence_batches(training.log, training.task, window=8, batch=4)
     there = moved(window, elsewhere)
     hidden = hidesome(there.rows_BT, np.random.default_rng(0))

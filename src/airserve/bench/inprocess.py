@@ -1,7 +1,6 @@
 """The same computation without a server: the lower bound that serving is measured against.
 
-What limits it: one core; about 0.1 ms of NumPy calls for the lookup and 1 to 2 ms of small ONNX Runtime kernels at
-L=C=128.
+What limits it: one core; NumPy calls of the lookup and small ONNX Runtime kernels.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ from typing import Any
 import numpy.typing as npt
 
 from airserve import contract
-from airserve.table.lookup import IntentTable, ranker_inputs
-from airserve.triton.config_names import ONNX_FILE
+from airserve.artifacts import ONNX_FILE, SERVING_FOLDER
+from airserve.table.lookup import ServedTable, ranker_inputs
 from airserve.triton.ranker_session import RankerSession
 
 Array = npt.NDArray[Any]
+TOLD = (contract.COVERAGE, contract.UNKNOWN_COUNT, contract.TABLE_VERSION)
+"""What a client is always told beside the scores."""
 
 
 class InProcess:
@@ -30,15 +31,16 @@ class InProcess:
     """
 
     def __init__(self, tables: Path, engine: Path) -> None:
-        self.table = IntentTable.open(tables / "serving")
+        self.table = ServedTable.open(tables / SERVING_FOLDER)
         self.ranker = RankerSession(engine / ONNX_FILE)
+        self.ranker.check_encoder(self.table.manifest.encoder)
 
     def answer(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Scores of a call, with coverage and table version: what a client gets that asks for no explanation."""
         contract.validate_request(tensors)
         found = self.table.lookup(tensors)
-        scores = self.ranker.run([ranker_inputs(tensors, found)], [contract.SCORES.name])[0]
-        return {**scores, **{spec.name: found[spec.name] for spec in (contract.COVERAGE, contract.TABLE_VERSION)}}
+        scores = self.ranker.run([ranker_inputs(found)], [contract.SCORES.name])[0]
+        return {**scores, **{spec.name: found[spec.name] for spec in TOLD}}
 
     def throughput(self, requests: Sequence[Mapping[str, Array]], seconds: float) -> float:
         """Calls per second, one after the other, over a time."""

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from airserve import contract
-from airserve.table.format import NO_PATH, TableArrays, kind_keys
-from airserve.table.lookup import IntentTable
+from airserve.artifacts import INTENTS_FOLDER, SERVING_FOLDER
+from airserve.table.company import Company
+from airserve.table.encode import Encoder, Events, encode_table
+from airserve.table.format import NO_PATH, IntentArrays, kind_keys, text_key
+from airserve.table.intents import IntentTable
 from airserve.table.publish import publish_table
 
 VECTOR_WIDTH = 128
@@ -19,32 +22,42 @@ N_SEGMENTS = 3
 
 
 def _tree_paths(rng: np.random.Generator, n_nodes: int, n_paths: int) -> np.ndarray:
-    """int32 [n_paths, D], distinct paths over the node ids 1 .. n_nodes - 1."""
-    found: set[tuple[int, ...]] = set()
-    while len(found) < n_paths:
-        depth = int(rng.integers(2, contract.MAX_DEPTH + 1))
-        found.add(tuple(sorted(rng.choice(np.arange(1, n_nodes), depth, replace=False).tolist())))
-    paths = np.zeros((n_paths, contract.MAX_DEPTH), dtype=np.int32)
-    for row, path in zip(paths, sorted(found), strict=True):
-        row[: len(path)] = path
+    """int32 [n_paths, D], distinct paths of a random forest over the node ids 1 .. n_nodes - 1."""
+    parents = np.zeros(n_nodes, dtype=np.int32)
+    levels = np.zeros(n_nodes, dtype=np.int32)
+    for node in range(2, n_nodes):
+        parent = int(rng.integers(0, node))
+        if parent and levels[parent] + 1 < contract.MAX_DEPTH:
+            parents[node], levels[node] = parent, levels[parent] + 1
+    ends = np.sort(rng.permutation(np.arange(1, n_nodes))[:n_paths])
+    paths = np.zeros((len(ends), contract.MAX_DEPTH), dtype=np.int32)
+    for row, end in zip(paths, ends, strict=True):
+        node = int(end)
+        for level in range(levels[end], -1, -1):
+            row[level] = node
+            node = int(parents[node])
     return paths
 
 
 def _unit_rows(rng: np.random.Generator, rows: int, empty: int) -> np.ndarray:
-    vectors = rng.standard_normal((rows, VECTOR_WIDTH)).astype(np.float32)
+    vectors = rng.standard_normal((rows, VECTOR_WIDTH), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[:empty] = 0
     return vectors
 
 
-def write_tables(folder: Path, *, n_items: int = 2000, n_nodes: int = 400, n_paths: int = 300, seed: int = 0) -> None:
-    """Write `serving/` of a random table to a tables folder; item ids are 1 .. n_items."""
+def random_arrays(
+    *, n_items: int = 2000, n_nodes: int = 400, n_paths: int = 300, seed: int = 0, first_item: int = 1
+) -> IntentArrays:
+    """A random intent table's arrays; item ids are first_item .. first_item + n_items - 1."""
     rng = np.random.default_rng(seed)
     n_rows = n_items + contract.FIRST_ITEM_ROW
+    paths = _tree_paths(rng, n_nodes, n_paths)
 
     def numbers(rows: int) -> np.ndarray:
         table = np.full((rows, contract.MAX_PATHS), NO_PATH, dtype=np.int32)
-        table[:, :2] = np.argsort(rng.random((rows, n_paths)), axis=1)[:, :2]
+        table[:, 0] = rng.integers(0, len(paths), rows)
+        table[:, 1] = (table[:, 0] + rng.integers(1, len(paths), rows)) % len(paths)
         return table
 
     item_paths = numbers(n_rows)
@@ -52,31 +65,59 @@ def write_tables(folder: Path, *, n_items: int = 2000, n_nodes: int = 400, n_pat
     rows = rng.integers(contract.FIRST_ITEM_ROW, n_rows, 2 * n_items)
     actions, segments = rng.integers(1, contract.N_ACTIONS, len(rows)), rng.integers(0, N_SEGMENTS, len(rows))
     kinds = np.unique(kind_keys(rows, actions, segments, N_SEGMENTS)).astype(np.uint64)
-    arrays = TableArrays(
-        items=np.arange(1, n_items + 1, dtype=np.int64),
+    items = np.arange(first_item, first_item + n_items, dtype=np.int64)
+    return IntentArrays(
+        items=items,
         kinds=kinds,
         kind_paths=numbers(len(kinds)),
         item_paths=item_paths,
-        paths=_tree_paths(rng, n_nodes, n_paths),
+        paths=paths,
         node_vectors=_unit_rows(rng, n_nodes, 1),
         item_vectors=_unit_rows(rng, n_rows, contract.FIRST_ITEM_ROW),
+        title_keys=np.array([text_key(f"{seed} item {item}") for item in items], dtype=np.uint64),
+        node_keys=np.array([0, *(text_key(f"{seed} node {node}") for node in range(1, n_nodes))], dtype=np.uint64),
     )
-    publish_table(folder / "serving", arrays, n_segments=N_SEGMENTS, vocabulary_sha256="0" * 64)
 
 
-def write_engine(tables: Path, folder: Path) -> None:
-    """Export an untrained ranker of the usual sizes for a table."""
+def random_events(n_items: int, *, seed: int = 0) -> Events:
+    """Random training events of a random table."""
+    rng = np.random.default_rng([seed, 1])
+    count = 8 * n_items
+    return Events(
+        users=rng.integers(0, n_items, count),
+        rows=rng.integers(contract.FIRST_ITEM_ROW, n_items + contract.FIRST_ITEM_ROW, count).astype(np.int32),
+        segments=rng.integers(0, N_SEGMENTS, count).astype(np.int32),
+        weights=np.ones(count),
+    )
+
+
+def write_intents(tables: Path, arrays: IntentArrays) -> IntentTable:
+    """Write `intents/` of a tables folder, and open it."""
+    publish_table(tables / INTENTS_FOLDER, arrays, n_segments=N_SEGMENTS, vocabulary_sha256="0" * 64)
+    return IntentTable.open(tables / INTENTS_FOLDER)
+
+
+def write_engine(tables: Path, folder: Path, *, seed: int = 0) -> None:
+    """Export an untrained ranker of the usual sizes, whose learned vectors are of a tables folder's items."""
     import torch
 
-    from airserve.export.onnx import export_ranker, write_manifest
-    from airserve.model.ranker import Ranker, RankerSettings
-    from airserve.training.checkpoint import item_nodes
+    from airserve.export.onnx import export_ranker
+    from airserve.model.ranker import RankerSettings
+    from airserve.training.checkpoint import new_ranker
 
-    torch.manual_seed(0)
-    table = IntentTable.open(tables / "serving")
-    items, nodes = (torch.from_numpy(np.array(array)) for array in (table.item_vectors, table.node_vectors))
-    levels = torch.arange(len(nodes)) % contract.MAX_DEPTH
-    own_nodes = torch.from_numpy(item_nodes(table))
-    ranker = Ranker(items, nodes, levels, RankerSettings(), own_nodes).eval()
-    export_ranker(ranker, table, folder)
-    write_manifest(folder, table, {"untrained": True})
+    torch.manual_seed(seed)
+    table = IntentTable.open(tables / INTENTS_FOLDER)
+    export_ranker(new_ranker(table, RankerSettings()).eval(), table, folder, company=Company(scale=0.5))
+
+
+def write_serving(tables: Path, engine: Path, *, seed: int = 0) -> None:
+    """Write `serving/` of a tables folder: the rows that an engine folder's encoders make."""
+    table = IntentTable.open(tables / INTENTS_FOLDER)
+    encode_table(table, Encoder.open(engine), random_events(len(table.items), seed=seed), tables / SERVING_FOLDER)
+
+
+def write_all(folder: Path, *, seed: int = 0, **sizes: int) -> None:
+    """Write `tables/` and `engine/` of a random table and an untrained ranker."""
+    write_intents(folder / "tables", random_arrays(seed=seed, **sizes))
+    write_engine(folder / "tables", folder / "engine", seed=seed)
+    write_serving(folder / "tables", folder / "engine", seed=seed)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from airserve import contract
 from airserve.errors import UserError
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 
 Array = npt.NDArray[Any]
 ITEMS_PER_USER = 25
@@ -45,7 +45,7 @@ class WorkloadSettings:
                 raise UserError(name, expected=f"{low} to {high}", got=str(value), remedy="choose within")
 
 
-def make_requests(table: IntentTable, settings: WorkloadSettings) -> list[dict[str, Array]]:
+def make_requests(table: ServedTable, settings: WorkloadSettings) -> list[dict[str, Array]]:
     """Calls of one request each, as tensors of `contract.REQUEST`.
 
     Args:

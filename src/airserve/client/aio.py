@@ -98,13 +98,19 @@ class AsyncRankClient(ClientCore):
         return await self._run(self.infer_steps(tensors, outputs, deadline))
 
     async def rank(
-        self, requests: Sequence[RankRequest[Id]], *, explain: bool = False, timeout_s: float | None = None
+        self,
+        requests: Sequence[RankRequest[Id]],
+        *,
+        explain: bool = False,
+        tell_unknown: bool = False,
+        timeout_s: float | None = None,
     ) -> list[RankResult[Id]]:
         """Rank requests; as many calls as the contract's bounds make necessary, up to `CALLS_IN_FLIGHT` at once.
 
         Args:
             requests: any number, each with any number of candidates from 1.
             explain: also return each candidate's intent chains and their evidence.
+            tell_unknown: also return which candidates the table does not know.
             timeout_s: deadline of all of it, retries included, seconds; the client's default when None.
 
         Returns:
@@ -114,13 +120,13 @@ class AsyncRankClient(ClientCore):
             InvalidRequestError: before sending, when a request breaks the contract.
             ServerError: when the server refuses or does not answer in time.
         """
-        plan = self.plan(requests, explain=explain, timeout_s=timeout_s)
+        plan = self.plan(requests, explain=explain, tell_unknown=tell_unknown, timeout_s=timeout_s)
         if not self._connected:
             await self.connect()
         return plan.merge(await self._answers(plan))
 
     async def _answers(self, plan: RankPlan) -> list[dict[str, npt.NDArray[Any]]]:
-        names = self.outputs(plan)
+        names = plan.outputs
         if len(plan.tensors) == 1:
             return [await self._run(self.infer_steps(plan.tensors[0], names, plan.deadline))]
         room = asyncio.Semaphore(CALLS_IN_FLIGHT)

@@ -19,7 +19,7 @@ from airserve import contract
 from airserve.client.agreement import check_agreement
 from airserve.client.connection import KeepAlive, TlsSettings, channel_settings
 from airserve.client.plan import Part, merge_answers, plan_calls
-from airserve.client.raw import arrays_of, encode_infer
+from airserve.client.raw import arrays_of, encode_infer, queue_timeout_us
 from airserve.client.regions import REGION_BYTES, Region, RegionPool
 from airserve.client.request import Id, RankRequest, encode_items, to_tensors
 from airserve.client.result import RankResult, from_tensors
@@ -32,8 +32,6 @@ from airserve.client.retry import (
     was_answered,
 )
 from airserve.client.wire import (
-    EXPLAINED_OUTPUTS,
-    PLAIN_OUTPUTS,
     Layout,
     Tensors,
     check_answer,
@@ -43,6 +41,7 @@ from airserve.client.wire import (
     make_shared_inputs,
     make_shared_outputs,
     plan_layout,
+    wanted_outputs,
 )
 from airserve.errors import ServerError
 from airserve.ids import ItemIds
@@ -75,7 +74,7 @@ class Infer:
 
     def message(self) -> bytes:
         """The call, encoded."""
-        return encode_infer(self.tensors, self.outputs, timeout_us=max(1, round(self.timeout_s * 1e6)))
+        return encode_infer(self.tensors, self.outputs, timeout_us=queue_timeout_us(self.timeout_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +95,20 @@ class RankPlan:
     calls: list[list[Part[Any]]]
     tensors: list[dict[str, npt.NDArray[Any]]]
     explain: bool
+    tell_unknown: bool
     deadline: Deadline
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Wire names that each call asks for."""
+        return wanted_outputs(explain=self.explain, tell_unknown=self.tell_unknown)
 
     def merge(self, answers: Sequence[dict[str, npt.NDArray[Any]]]) -> list[RankResult[Any]]:
         """The results, from the answer to each call."""
         results = [
-            from_tensors([part.request for part in call], answer, explained=self.explain)
+            from_tensors(
+                [part.request for part in call], answer, explained=self.explain, tell_unknown=self.tell_unknown
+            )
             for call, answer in zip(self.calls, answers, strict=True)
         ]
         return merge_answers(self.requests, self.calls, results)
@@ -155,7 +162,9 @@ class ClientCore:
         """The end of a call that starts now."""
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
-    def plan(self, requests: Sequence[RankRequest[Id]], *, explain: bool, timeout_s: float | None) -> RankPlan:
+    def plan(
+        self, requests: Sequence[RankRequest[Id]], *, explain: bool, tell_unknown: bool, timeout_s: float | None
+    ) -> RankPlan:
         """Split, translate and check requests before anything is sent.
 
         Raises:
@@ -165,7 +174,14 @@ class ClientCore:
         calls = plan_calls(requests)
         self._tell_cut(calls)
         tensors = [to_tensors([self._encoded(part.request) for part in call]) for call in calls]
-        return RankPlan(requests=requests, calls=calls, tensors=tensors, explain=explain, deadline=deadline)
+        return RankPlan(
+            requests=requests,
+            calls=calls,
+            tensors=tensors,
+            explain=explain,
+            tell_unknown=tell_unknown,
+            deadline=deadline,
+        )
 
     def _encoded(self, request: RankRequest[Any]) -> RankRequest[Any]:
         return request if self.item_ids is None else encode_items(request, self.item_ids)
@@ -198,32 +214,40 @@ class ClientCore:
             self._regions.open_first()
 
     def infer_steps(
-        self, tensors: Tensors, outputs: Sequence[str], deadline: Deadline
+        self,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        deadline: Deadline,
+        failed: InferenceServerException | None = None,
     ) -> Steps[dict[str, npt.NDArray[Any]]]:
-        """One call, sent again where that is safe and useful."""
+        """One call, sent again where that is safe and useful; `failed` is what a first attempt met with already."""
         check_tensors(tensors)
 
         def ask(remaining_s: float) -> Steps[dict[str, npt.NDArray[Any] | None]]:
             return self._attempt(tensors, outputs, remaining_s)
 
-        answer = yield from self._with_retries(ask, deadline)
+        answer = yield from self._with_retries(ask, deadline, failed)
         return check_answer(answer, tensors)
 
-    def outputs(self, plan: RankPlan) -> tuple[str, ...]:
-        """Wire names that a `rank` asks for."""
-        return EXPLAINED_OUTPUTS if plan.explain else PLAIN_OUTPUTS
-
-    def _with_retries(self, ask: Callable[[float], Steps[Outcome]], deadline: Deadline) -> Steps[Outcome]:
+    def _with_retries(
+        self,
+        ask: Callable[[float], Steps[Outcome]],
+        deadline: Deadline,
+        failed: InferenceServerException | None = None,
+    ) -> Steps[Outcome]:
         attempt = 0
         while True:
             attempt += 1
             remaining_s = deadline.remaining_s()
-            if remaining_s <= 0:
+            if remaining_s <= 0 and failed is None:
                 raise ServerError(
                     f"{self.url}: the deadline of {deadline.timeout_s:g} s passed before this part was sent",
                     status=DEADLINE_EXCEEDED,
                 )
             try:
+                met, failed = failed, None
+                if met is not None:
+                    raise met
                 outcome = yield from ask(remaining_s)
             except InferenceServerException as error:
                 delay_s = next_delay_s(
@@ -260,7 +284,7 @@ class ClientCore:
                 "model_name": contract.ENSEMBLE_MODEL,
                 "inputs": inputs,
                 "outputs": outputs,
-                "timeout": max(1, round(remaining_s * 1e6)),
+                "timeout": queue_timeout_us(remaining_s),
                 "client_timeout": remaining_s,
             },
         )

@@ -83,16 +83,19 @@ def _joined(request: RankRequest[Id], parts: Sequence[Part[Id]], results: Sequen
     versions = sorted({result.table_version for result in results})
     if len(versions) > 1:
         log.warning("the parts of one request were answered by table versions %s; the oldest is reported", versions)
+    told = [result.unknown for result in results]
     return RankResult(
         items=tuple(request.candidates),
         scores=np.concatenate([result.scores for result in results]),
         coverage=min(result.coverage for result in results),
+        unknown_count=sum(result.unknown_count for result in results),
         table_version=versions[0],
         chains=tuple(
             chains
             for part, result in zip(parts, results, strict=True)
             for chains in _moved(result.chains, part.dropped)
         ),
+        unknown=None if None in told else tuple(itertools.chain.from_iterable(each for each in told if each)),
     )
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import tritonclient.utils.shared_memory as shm
 
 from airserve import contract
-from airserve.client.wire import EXPLAINED_OUTPUTS, Layout, Tensors, plan_layout
+from airserve.client.wire import ALL_OUTPUTS, Layout, Tensors, plan_layout
 from airserve.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def _largest_call_bytes() -> int:
         spec.name: np.broadcast_to(np.zeros((), dtype=spec.dtype), [sizes[axis] for axis in spec.axes])
         for spec in contract.REQUEST
     }
-    return plan_layout(tensors, EXPLAINED_OUTPUTS).n_bytes
+    return plan_layout(tensors, ALL_OUTPUTS).n_bytes
 
 
 REGION_BYTES = _largest_call_bytes()
@@ -108,7 +108,7 @@ class RegionPool:
         free = _free_bytes() if os.path.isdir(SHARED_FOLDER) else 0
         if free < REGION_BYTES:
             raise EngineError(
-                f"shared_memory: expected at least {REGION_BYTES >> 20} MiB free in {SHARED_FOLDER}, got "
+                f"shared_memory: expected at least {-(-REGION_BYTES >> 20)} MiB free in {SHARED_FOLDER}, got "
                 f"{free >> 20} MiB; start the container with a larger --shm-size, or connect without shared memory"
             )
         self.give_back(self._create())

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import ITEMS_FILE
 from airserve.client.aio import AsyncRankClient
 from airserve.client.wire import EXPLAINED_OUTPUTS, PLAIN_OUTPUTS
 from airserve.errors import DataError, ServerError, UserError
@@ -110,7 +111,7 @@ def _candidate_pool(log: Path, logged_items: npt.NDArray[Any]) -> npt.NDArray[np
     """Rankable items of the `items.parquet` beside the log; without it, the items of the log."""
     import pyarrow.parquet as pq
 
-    items = log.with_name("items.parquet")
+    items = log.with_name(ITEMS_FILE)
     if not items.is_file():
         return np.unique(logged_items).astype(np.int64)
     table = pq.read_table(items)

@@ -43,15 +43,7 @@ class Behaviour(Generic[Id]):
         Raises:
             InvalidRequestError: for a name that the contract does not have.
         """
-        try:
-            return contract.ACTIONS[self.action]
-        except KeyError:
-            raise InvalidRequestError(
-                contract.BEHAVIOUR_ACTIONS.name,
-                expected=f"one of {', '.join(contract.ACTIONS)}",
-                got=repr(self.action),
-                remedy="map your actions to these",
-            ) from None
+        return _action_row([self])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +93,27 @@ def _id_row(spec: TensorSpec, items: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def _padded(rows: Sequence[Any], fill: int | float, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    if len(rows) == 1:
+        return np.array(rows[0], dtype=dtype)[None]
     width = max((len(row) for row in rows), default=0)
     out = np.full((len(rows), width), fill, dtype=dtype)
     for at, row in enumerate(rows):
         out[at, : len(row)] = row
     return out
+
+
+def _action_row(behaviours: Sequence[Behaviour[Any]]) -> list[int]:
+    numbers = contract.ACTIONS
+    try:
+        return [numbers[behaviour.action] for behaviour in behaviours]
+    except (KeyError, TypeError):
+        unknown = next(b.action for b in behaviours if not isinstance(b.action, str) or b.action not in numbers)
+        raise InvalidRequestError(
+            contract.BEHAVIOUR_ACTIONS.name,
+            expected=f"one of {', '.join(numbers)}",
+            got=repr(unknown),
+            remedy="map your actions to these",
+        ) from None
 
 
 def _age_row(behaviours: Sequence[Behaviour]) -> npt.NDArray[np.float32]:
@@ -147,7 +155,7 @@ def to_tensors(requests: Sequence[RankRequest]) -> dict[str, npt.NDArray[Any]]:
     item_rows = [_id_row(contract.BEHAVIOUR_ITEMS, [b.item for b in h]) for h in histories]
     candidate_rows = [_id_row(contract.CANDIDATE_ITEMS, request.candidates) for request in requests]
     for row in candidate_rows:
-        if (row == contract.PAD_ITEM).any():
+        if len(row) and np.minimum.reduce(row) == contract.PAD_ITEM:
             raise InvalidRequestError(
                 contract.CANDIDATE_ITEMS.name,
                 expected="item ids",
@@ -157,7 +165,7 @@ def to_tensors(requests: Sequence[RankRequest]) -> dict[str, npt.NDArray[Any]]:
     tensors = {
         contract.BEHAVIOUR_ITEMS.name: _padded(item_rows, contract.PAD_ITEM, np.int64),
         contract.BEHAVIOUR_ACTIONS.name: _padded(
-            [[b.action_number for b in h] for h in histories], contract.PAD_ACTION, np.int32
+            [_action_row(history) for history in histories], contract.PAD_ACTION, np.int32
         ),
         contract.BEHAVIOUR_AGES_S.name: _padded([_age_row(history) for history in histories], 0.0, np.float32),
         contract.USER_SEGMENT.name: _segments(requests),

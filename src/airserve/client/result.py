@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import VOCABULARY_FILE
 from airserve.client.request import Id, RankRequest
 from airserve.errors import ArtifactError
+from airserve.files import write_json
 
 
 class NodeTexts(dict[int, str]):
@@ -29,7 +29,7 @@ class NodeTexts(dict[int, str]):
         """
         import pyarrow.parquet as pq
 
-        path = tables / "vocabulary.parquet"
+        path = tables / VOCABULARY_FILE
         if not path.exists():
             raise ArtifactError(
                 str(path), expected="a vocabulary", got="no such file", remedy="run offline/build_tables.py"
@@ -39,9 +39,7 @@ class NodeTexts(dict[int, str]):
 
     def save(self, path: Path) -> None:
         """Write as JSON, for clients without pyarrow."""
-        part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        part.write_text(json.dumps(self))
-        os.replace(part, path)
+        write_json(path, self, indent=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +77,13 @@ class RankResult(Generic[Id]):
     """float32 [C]."""
     coverage: float
     """Share of the behaviours that have intents, 0 to 1."""
+    unknown_count: int
+    """Candidates that the table does not know, each as often as it was asked for. They score below all others."""
     table_version: int
     chains: tuple[tuple[Chain, ...], ...]
     """Of each candidate, strongest first; empty when no explanation was asked for."""
+    unknown: tuple[Id, ...] | None = None
+    """The unknown candidates themselves, with the ids of the request; None when they were not asked for."""
 
     def top(self, k: int) -> list[RankedItem[Id]]:
         """The `k` best candidates, best first; ties in the order of the request."""
@@ -92,36 +94,54 @@ class RankResult(Generic[Id]):
         ]
 
 
-def _chains(nodes: npt.NDArray[Any], weights: npt.NDArray[Any], evidence: npt.NDArray[Any]) -> tuple[Chain, ...]:
-    return tuple(
-        Chain(
-            nodes=tuple(int(node) for node in nodes[k] if node != contract.PAD_NODE),
-            weight=float(weights[k]),
-            evidence=tuple(int(at) for at in evidence[k] if at != contract.NO_EVIDENCE),
+def _chains(tensors: Mapping[str, npt.NDArray[Any]], at: int, count: int) -> tuple[tuple[Chain, ...], ...]:
+    """Chains of the first candidates of a request in a batch; chains that candidates share are made once."""
+    index_CK, weights_CK, nodes_RD, evidence_RM = (tensors[spec.name][at].tolist() for spec in contract.EXPLANATION)
+    parts = [
+        (
+            tuple(node for node in nodes_D if node != contract.PAD_NODE),
+            tuple(place for place in evidence_M if place != contract.NO_EVIDENCE),
         )
-        for k in range(len(weights))
-        if nodes[k, 0] != contract.PAD_NODE
+        for nodes_D, evidence_M in zip(nodes_RD, evidence_RM, strict=True)
+    ]
+    return tuple(
+        tuple(
+            Chain(nodes=parts[chain][0], weight=weight, evidence=parts[chain][1])
+            for chain, weight in zip(index_K, weights_K, strict=True)
+            if chain != contract.NO_CHAIN
+        )
+        for index_K, weights_K in zip(index_CK[:count], weights_CK[:count], strict=True)
     )
 
 
 def from_tensors(
-    requests: Sequence[RankRequest[Id]], tensors: Mapping[str, npt.NDArray[Any]], *, explained: bool
+    requests: Sequence[RankRequest[Id]],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    *,
+    explained: bool,
+    tell_unknown: bool = False,
 ) -> list[RankResult[Id]]:
     """Cut a batched response back into one result a request."""
+    scores = tensors[contract.SCORES.name]
+    coverage = tensors[contract.COVERAGE.name]
+    unknown = tensors[contract.UNKNOWN_COUNT.name]
+    versions = tensors[contract.TABLE_VERSION.name]
     results = []
     for at, request in enumerate(requests):
-        count = len(request.candidates)
-        chains: tuple[tuple[Chain, ...], ...] = ()
-        if explained:
-            nodes, weights, evidence = (tensors[spec.name][at, :count] for spec in contract.EXPLANATION)
-            chains = tuple(_chains(nodes[c], weights[c], evidence[c]) for c in range(count))
+        items = tuple(request.candidates)
+        told = None
+        if tell_unknown:
+            places = np.flatnonzero(tensors[contract.UNKNOWN_MASK.name][at, : len(items)]).tolist()
+            told = tuple(items[place] for place in places)
         results.append(
             RankResult(
-                items=tuple(request.candidates),
-                scores=tensors[contract.SCORES.name][at, :count],
-                coverage=float(tensors[contract.COVERAGE.name][at, 0]),
-                table_version=int(tensors[contract.TABLE_VERSION.name][at, 0]),
-                chains=chains,
+                items=items,
+                scores=scores[at, : len(items)],
+                coverage=float(coverage[at, 0]),
+                unknown_count=int(unknown[at, 0]),
+                table_version=int(versions[at, 0]),
+                chains=_chains(tensors, at, len(items)) if explained else (),
+                unknown=told,
             )
         )
     return results

@@ -13,10 +13,18 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from airserve.client.core import Call, ClientCore, Infer, Outcome, Steps
-from airserve.client.raw import as_server_exception, decode_infer, infer_method
+from airserve.client.raw import (
+    arrays_of,
+    as_server_exception,
+    decode_infer,
+    encode_infer,
+    infer_method,
+    queue_timeout_us,
+)
 from airserve.client.request import Id, RankRequest
 from airserve.client.result import RankResult
-from airserve.client.wire import Tensors, make_inputs
+from airserve.client.retry import Deadline
+from airserve.client.wire import Tensors, check_answer, check_tensors, make_inputs
 
 __all__ = ["RankClient", "make_inputs"]
 
@@ -76,16 +84,40 @@ class RankClient(ClientCore):
             InvalidRequestError: for a missing tensor, another dtype, or an unknown output.
             ServerError: with the gRPC status.
         """
-        return self._run(self.infer_steps(tensors, outputs, self.deadline(timeout_s)))
+        return self._ask(tensors, outputs, self.deadline(timeout_s))
+
+    def _ask(self, tensors: Tensors, outputs: Sequence[str], deadline: Deadline) -> dict[str, npt.NDArray[Any]]:
+        """One call; its first attempt is made here, the generators are for shared memory and for what went wrong."""
+        failed: InferenceServerException | None = None
+        remaining_s = deadline.remaining_s()
+        if self._send is not None and self._regions is None and remaining_s > 0:
+            check_tensors(tensors)
+            message = encode_infer(tensors, outputs, timeout_us=queue_timeout_us(remaining_s))
+            try:
+                answer = arrays_of(decode_infer(self._send(message, timeout=remaining_s)), outputs)
+            except grpc.RpcError as error:
+                failed = as_server_exception(error)
+            except InferenceServerException as error:
+                failed = error
+            else:
+                self._budget.earn()
+                return check_answer(answer, tensors)
+        return self._run(self.infer_steps(tensors, outputs, deadline, failed))
 
     def rank(
-        self, requests: Sequence[RankRequest[Id]], *, explain: bool = False, timeout_s: float | None = None
+        self,
+        requests: Sequence[RankRequest[Id]],
+        *,
+        explain: bool = False,
+        tell_unknown: bool = False,
+        timeout_s: float | None = None,
     ) -> list[RankResult[Id]]:
         """Rank requests; as many calls as the contract's bounds make necessary, one after the other.
 
         Args:
             requests: any number, each with any number of candidates from 1.
             explain: also return each candidate's intent chains and their evidence.
+            tell_unknown: also return which candidates the table does not know.
             timeout_s: deadline of all of it, retries included, seconds; the client's default when None.
 
         Returns:
@@ -95,9 +127,9 @@ class RankClient(ClientCore):
             InvalidRequestError: before sending, when a request breaks the contract.
             ServerError: when the server refuses or does not answer in time.
         """
-        plan = self.plan(requests, explain=explain, timeout_s=timeout_s)
-        names = self.outputs(plan)
-        return plan.merge([self._run(self.infer_steps(tensors, names, plan.deadline)) for tensors in plan.tensors])
+        plan = self.plan(requests, explain=explain, tell_unknown=tell_unknown, timeout_s=timeout_s)
+        names = plan.outputs
+        return plan.merge([self._ask(tensors, names, plan.deadline) for tensors in plan.tensors])
 
     def close(self) -> None:
         """Give back shared memory and end the connection."""

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.contract import ACTIONS
-from airserve.data.schema import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.data.sources import MemorySettings, Source, bounded_duckdb, data_errors, scan
 from airserve.errors import DataError, UserError
 from airserve.ids import ItemIds

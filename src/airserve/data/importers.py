@@ -22,13 +22,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE
 from airserve.contract import ACTIONS
 from airserve.data.amazon import find_categories, read_amazon
 from airserve.data.schema import (
-    BEHAVIOURS_FILE,
-    BEHAVIOURS_SCHEMA,
-    ITEMS_FILE,
-    ITEMS_SCHEMA,
     Dataset,
     check_behaviours,
     check_items,

@@ -6,7 +6,6 @@ them gets exactly the columns and types below, without nulls.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,26 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
+from airserve.artifacts import BEHAVIOURS_FILE, ITEMS_FILE
 from airserve.contract import ACTIONS, PAD_ITEM
 from airserve.errors import DataError
+from airserve.files import atomic_path
 
-ITEMS_FILE = "items.parquet"
-BEHAVIOURS_FILE = "behaviours.parquet"
 SPLITS = ("train", "valid", "test")
-
-ITEMS_SCHEMA = pa.schema(
-    [("item_id", pa.int64()), ("domain", pa.string()), ("title", pa.string()), ("is_candidate", pa.bool_())]
-)
-BEHAVIOURS_SCHEMA = pa.schema(
-    [
-        ("user_id", pa.int64()),
-        ("item_id", pa.int64()),
-        ("action", pa.string()),
-        ("timestamp_s", pa.int64()),
-        ("user_segment", pa.int32()),
-        ("split", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,13 +156,8 @@ def load_dataset(folder: Path) -> Dataset:
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a Parquet file atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as part:
+        pq.write_table(table, part, compression="zstd")
 
 
 def _refuse(path: Path, column: str, expected: str, got: str, remedy: str) -> DataError:

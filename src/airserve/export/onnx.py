@@ -1,38 +1,45 @@
-"""Export a trained ranker to ONNX: folded tables inside, names and axes of the contract, stamped with what it is for.
+"""Export a trained ranker: the request network, the two encoders, and what was learned of single items and nodes.
 
-Opset 17, dynamic axes B, L, C, R, U; only operators that TensorRT compiles (no Unique, NonZero or scatter).
+Opset 17; only operators that TensorRT compiles (no Unique, NonZero or scatter). All are stamped with the encoder's
+identity, a hash of all weights: rows of one encoder and the engine of another cannot be mixed. Nothing is stamped with
+a catalogue or a vocabulary, for nothing here knows one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import torch
+from torch import Tensor, nn
 
 from airserve import contract
+from airserve.artifacts import ITEM_ENCODER_FILE, LEARNED_FILE, MANIFEST_FILE, NODE_ENCODER_FILE, ONNX_FILE
 from airserve.contract import TensorSpec
 from airserve.errors import EngineError
 from airserve.export.fold import fold_fixed_sizes
 from airserve.export.parity import random_inputs
+from airserve.files import atomic_path, atomic_stream, write_json
+from airserve.model.encoders import ItemEncoder, NodeEncoder
 from airserve.model.ranker import Ranker
-from airserve.table.lookup import IntentTable
-from airserve.training.checkpoint import write_json
-from airserve.triton.config_names import ONNX_FILE
+from airserve.model.request import RequestNetwork
+from airserve.table.company import Company
+from airserve.table.intents import IntentTable
 
 OPSET = 17
-MANIFEST = "manifest.json"
 FORBIDDEN_OPERATORS = {"Unique", "NonZero", "Compress", "ScatterElements", "ScatterND", "Loop", "If", "Scan"}
 """What TensorRT does not compile, or only at a price."""
 _DTYPES = {
     np.dtype(np.int32): onnx.TensorProto.INT32,
     np.dtype(np.int64): onnx.TensorProto.INT64,
     np.dtype(np.float32): onnx.TensorProto.FLOAT,
+    np.dtype(np.float16): onnx.TensorProto.FLOAT16,
 }
 
 
@@ -41,61 +48,164 @@ def dynamic_axes(spec: TensorSpec) -> dict[int, str]:
     return {place: axis for place, axis in enumerate(spec.axes) if axis in contract.PROFILE}
 
 
-def stamps(table: IntentTable) -> dict[str, str]:
-    """Metadata that says what a graph was made for."""
-    return {
-        "contract_version": str(contract.CONTRACT_VERSION),
-        "catalogue_sha256": table.manifest.catalogue_sha256,
-        "vocabulary_sha256": table.manifest.vocabulary_sha256,
-        contract.TABLE_VERSION.name: str(table.table_version),
-    }
+def encoder_identity(ranker: Ranker) -> str:
+    """Hash of all that was learned, 16 hex digits."""
+    digest = hashlib.sha256(repr((contract.CONTRACT_VERSION, ranker.settings)).encode())
+    for name, tensor in sorted(ranker.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def export_ranker(ranker: Ranker, table: IntentTable, folder: Path) -> Path:
-    """Write `ranker.onnx`, checked, to a folder.
+def sizes_of(ranker: Ranker) -> dict[str, int]:
+    """An encoder's own axes: H, E and X."""
+    width, size = ranker.settings.sequence.width, int(cast(Tensor, ranker.item_vectors_NE).shape[1])
+    return {"H": width, "E": size, "X": width + size}
+
+
+def export_ranker(
+    ranker: Ranker, table: IntentTable, folder: Path, *, company: Company | None = None
+) -> dict[str, Any]:
+    """Write `ranker.onnx`, the encoders, `learned.npz` and `manifest.json`.
 
     Args:
         ranker: trained.
-        table: the table that it was trained on.
+        table: that it was trained on; says which learned vector is whose.
         folder: made when missing.
+        company: how what is met together counts beside the ranker; None for not at all.
 
     Returns:
-        The file.
+        The manifest.
 
     Raises:
-        EngineError: if the graph does not come out as the contract says.
+        EngineError: if a graph does not come out as the contract says.
     """
+    if not torch.equal(cast(Tensor, ranker.base.items.vectors_NE), cast(Tensor, ranker.item_vectors_NE)):
+        raise EngineError("ranker: its base sees other vectors than its intents; such a one is for a study, not served")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ONNX_FILE
-    temporary = folder / f"{ONNX_FILE}.tmp-{os.getpid()}"
-    axes = {"B": 2, "L": 5, "C": 6, "R": 9, "U": 12}
-    example = random_inputs(axes, n_rows=len(table.item_vectors), n_nodes=len(table.node_vectors), seed=0)
+    ranker = ranker.eval()
+    identity, sizes = encoder_identity(ranker), sizes_of(ranker)
+    stamps = {"contract_version": str(contract.CONTRACT_VERSION), "encoder": identity}
+    _export_request_network(ranker, sizes, folder / ONNX_FILE, stamps)
+    _export_encoders(ranker, sizes, folder, stamps)
+    _write_learned(ranker, table, folder / LEARNED_FILE)
+    manifest: dict[str, Any] = {
+        "contract_version": contract.CONTRACT_VERSION,
+        "encoder": identity,
+        "sizes": sizes,
+        "opset": OPSET,
+        "weighing": weighing_of(ranker),
+        "company": vars(company or Company()),
+        "items_learned": int(cast(Tensor, ranker.base.items.ids.known_N).sum()),
+    }
+    return write_manifest(folder, manifest)
+
+
+def weighing_of(ranker: Ranker) -> dict[str, Any]:
+    """What the lookup weighs trees with, see `airserve.table.format.Weighing`."""
+    with torch.no_grad():
+        return {
+            "actions": [float(weight) for weight in ranker.tree.action_weights()],
+            "decay_per_day": float(ranker.tree.decay_per_day()),
+            "norms": [float(norm) for norm in ranker.levels.norms()],
+        }
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `manifest.json` with the sha256 of every file beside it; returns what was written."""
+    files = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in (ONNX_FILE, ITEM_ENCODER_FILE, NODE_ENCODER_FILE, LEARNED_FILE)
+    }
+    whole = {**manifest, "files": files, "onnx_sha256": files[ONNX_FILE]}
+    write_json(folder / MANIFEST_FILE, whole)
+    return whole
+
+
+def _trace(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    names: tuple[Sequence[str], Sequence[str]],
+    axes: Mapping[str, Mapping[int, str]],
+) -> onnx.ModelProto:
+    traced = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         # The tracer warns of Python numbers taken from sizes that are fixed here.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            ranker.folded(),
-            tuple(torch.from_numpy(example[spec.name]) for spec in contract.RANKER_INPUTS),
-            str(temporary),
+            module.eval(),
+            tuple(inputs),
+            traced,  # type: ignore[arg-type]  # the tracer takes a stream too
             dynamo=False,
             opset_version=OPSET,
-            input_names=[spec.name for spec in contract.RANKER_INPUTS],
-            output_names=[spec.name for spec in contract.RANKER_OUTPUTS],
-            dynamic_axes={
-                spec.name: dynamic_axes(spec) for spec in (*contract.RANKER_INPUTS, *contract.RANKER_OUTPUTS)
-            },
+            input_names=list(names[0]),
+            output_names=list(names[1]),
+            dynamic_axes=axes,
         )
-    model = onnx.load(str(temporary))
-    temporary.unlink()
-    _set_output_shapes(model)
-    model = fold_fixed_sizes(model)
-    onnx.helper.set_model_props(model, stamps(table))
+    return onnx.load_from_string(traced.getvalue())
+
+
+def _save(model: onnx.ModelProto, path: Path, stamps: Mapping[str, str]) -> None:
+    onnx.helper.set_model_props(model, dict(stamps))
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)
+    with atomic_path(path) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def _export_request_network(ranker: Ranker, sizes: Mapping[str, int], path: Path, stamps: Mapping[str, str]) -> None:
+    example = random_inputs({"B": 2, "C": 6, "R": 9}, sizes, seed=0)
+    specs = (*contract.RANKER_INPUTS, *contract.RANKER_OUTPUTS)
+    model = _trace(
+        RequestNetwork(ranker),
+        [torch.from_numpy(example[spec.name]) for spec in contract.RANKER_INPUTS],
+        ([spec.name for spec in contract.RANKER_INPUTS], [spec.name for spec in contract.RANKER_OUTPUTS]),
+        {spec.name: dynamic_axes(spec) for spec in specs},
+    )
+    _set_output_shapes(model)
+    model = fold_fixed_sizes(model)
     check_graph(model)
-    onnx.save(model, str(temporary))
-    os.replace(temporary, path)
-    return path
+    _save(model, path, stamps)
+
+
+def _export_encoders(ranker: Ranker, sizes: Mapping[str, int], folder: Path, stamps: Mapping[str, str]) -> None:
+    ids, vectors = torch.zeros(3, sizes["H"]), torch.zeros(3, sizes["E"])
+    levels = torch.zeros(3, dtype=torch.int64)
+    for name, module, inputs, names in (
+        (
+            ITEM_ENCODER_FILE,
+            ItemEncoder(ranker),
+            (ids, vectors, ids, ids),
+            (("ids", "vectors", "main_nodes", "other_nodes"), ("tokens", "targets")),
+        ),
+        (NODE_ENCODER_FILE, NodeEncoder(ranker), (ids, vectors, levels), (("ids", "vectors", "levels"), ("rows",))),
+    ):
+        axes = {tensor: {0: "N"} for tensor in (*names[0], *names[1])}
+        _save(_trace(module, inputs, names, axes), folder / name, stamps)
+
+
+def _write_learned(ranker: Ranker, table: IntentTable, path: Path) -> None:
+    """What was learned of single items and nodes, by what they are called outside of this catalogue and vocabulary."""
+
+    def array(tensor: Tensor) -> Any:
+        return tensor.detach().cpu().numpy()
+
+    ids = ranker.base.items.ids
+    known = array(cast(Tensor, ids.known_N))[contract.FIRST_ITEM_ROW :]
+    keys = np.asarray(table.arrays.node_keys)[1:]
+    order = np.argsort(keys)
+    of_nodes = (ranker.node_tokens.ids, ranker.queries.main_nodes, ranker.queries.other_nodes)
+    with atomic_stream(path) as stream:
+        np.savez(
+            stream,
+            items=np.asarray(table.items)[known],
+            titles=np.asarray(table.arrays.title_keys)[known],
+            item_ids=array(ids.weight_NH)[contract.FIRST_ITEM_ROW :][known],
+            no_item=array(ids.none_H),
+            nodes=keys[order],
+            node_ids=np.stack([array(one.weight_NH)[1:][order] for one in of_nodes], axis=1),
+            no_node=np.stack([array(one.none_H) for one in of_nodes]),
+        )
 
 
 def _set_output_shapes(model: onnx.ModelProto) -> None:
@@ -122,22 +232,3 @@ def check_graph(model: onnx.ModelProto) -> None:
     forbidden = sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPERATORS)
     if forbidden:
         raise EngineError(f"{ONNX_FILE}: operators that TensorRT does not compile: {', '.join(forbidden)}")
-
-
-def write_manifest(folder: Path, table: IntentTable, extra: dict[str, Any]) -> dict[str, Any]:
-    """Write `manifest.json` beside the graph, with its sha256.
-
-    Returns:
-        What was written.
-    """
-    digest = hashlib.sha256((folder / ONNX_FILE).read_bytes()).hexdigest()
-    manifest: dict[str, Any] = {
-        **stamps(table),
-        "contract_version": contract.CONTRACT_VERSION,
-        contract.TABLE_VERSION.name: table.table_version,
-        "opset": OPSET,
-        "onnx_sha256": digest,
-        **extra,
-    }
-    write_json(folder / MANIFEST, manifest)
-    return manifest

@@ -1,13 +1,12 @@
 """A half-precision graph: precision is written into it, as TensorRT 11 (strongly typed networks) wants.
 
-The token tables and the matrix products of the sequence tower, the composition and the head are fp16. What decides
-which chains are kept stays fp32 (ties are told apart by 1e-6 of a score, see `model/retrieval.py`), as do the tree's
-sums, ages in seconds (fp16 ends at 65,504), norms and softmaxes. Inputs and outputs keep the contract's dtypes.
+The matrix products of the sequence tower, the composition and the head are fp16. What decides which chains are kept
+stays fp32 (ties are told apart by 1e-6 of a score, see `model/retrieval.py`), as do norms and softmaxes. Inputs and
+outputs keep the contract's dtypes; rows come in fp16 anyway.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from airserve import contract
+from airserve.artifacts import FP16_FILE, ONNX_FILE
 from airserve.errors import EngineError
 from airserve.export.parity import CORNERS, open_session, random_inputs
-from airserve.triton.config_names import FP16_FILE, ONNX_FILE
+from airserve.files import atomic_path
 
-HALF_SCOPES = ("/base/", "/composition/", "/queries/", "/head", "/items/", "/node_tokens/", "/evidence_tokens/")
+HALF_SCOPES = ("/tower/", "/composition/", "/head", "/evidence/")
 """Module names, as the exporter writes them in front of node names."""
 FP16_TOLERANCE = 1e-2
 """Largest difference of a score accepted between the fp16 and the fp32 graph: fp16 rounds by 2^-11, in some ten
@@ -101,13 +101,12 @@ def _drop_unused_tables(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
-def write_fp16(folder: Path, *, n_rows: int, n_nodes: int) -> dict[str, float]:
+def write_fp16(folder: Path, sizes: Mapping[str, int]) -> dict[str, float]:
     """Write the fp16 graph beside the fp32 one, after comparing their scores.
 
     Args:
         folder: with the exported graph.
-        n_rows: rows of the catalogue, with the reserved ones.
-        n_nodes: nodes of the vocabulary, with node 0.
+        sizes: the encoder's H, E and X.
 
     Returns:
         See `compare_scores`.
@@ -115,29 +114,25 @@ def write_fp16(folder: Path, *, n_rows: int, n_nodes: int) -> dict[str, float]:
     Raises:
         EngineError: if they differ by more than `FP16_TOLERANCE`.
     """
-    temporary = folder / f"{FP16_FILE}.tmp-{os.getpid()}"
-    onnx.save(to_fp16(onnx.load(str(folder / ONNX_FILE))), str(temporary))
-    try:
-        figures = compare_scores(folder / ONNX_FILE, temporary, CORNERS, n_rows=n_rows, n_nodes=n_nodes)
+    with atomic_path(folder / FP16_FILE) as temporary:
+        onnx.save(to_fp16(onnx.load(str(folder / ONNX_FILE))), str(temporary))
+        figures = compare_scores(folder / ONNX_FILE, temporary, CORNERS, sizes)
         if figures["max_difference"] > FP16_TOLERANCE:
             raise EngineError(
                 f"{FP16_FILE}: scores differ from fp32 by {figures['max_difference']:.2g}, at most {FP16_TOLERANCE:g} "
                 "is accepted; serve the fp32 graph"
             )
-        os.replace(temporary, folder / FP16_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
     return figures
 
 
 def compare_scores(
-    full: Path, half: Path, corners: Sequence[Mapping[str, int]], *, n_rows: int, n_nodes: int
+    full: Path, half: Path, corners: Sequence[Mapping[str, int]], sizes: Mapping[str, int]
 ) -> dict[str, float]:
     """Largest and mean difference of the scores of two graphs, over all corners, in ONNX Runtime."""
     sessions = [open_session(path) for path in (full, half)]
     differences = []
     for seed, axes in enumerate(corners):
-        inputs = random_inputs(axes, n_rows=n_rows, n_nodes=n_nodes, seed=seed)
+        inputs = random_inputs(axes, sizes, seed=seed)
         ours, theirs = (session.run([contract.SCORES.name], inputs)[0] for session in sessions)
         real = np.isfinite(ours)
         if (real != np.isfinite(theirs)).any():

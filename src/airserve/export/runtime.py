@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from airserve.artifacts import PLAN_FILE
 from airserve.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -93,4 +94,4 @@ def check_runtime(about: Mapping[str, Any], found: Mapping[str, str]) -> None:
             same = built.split(".")[:depth] == here.split(".")[:depth] or (older and bool(about.get(relaxed_by or "")))
             hint = f"{remedy}, or once with --version-compatible and serve it with later releases"
         if not same:
-            raise ArtifactError("model.plan", expected=f"{key} {built} (built with)", got=f"{key} {here}", remedy=hint)
+            raise ArtifactError(PLAN_FILE, expected=f"{key} {built} (built with)", got=f"{key} {here}", remedy=hint)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airserve import contract
+from airserve.artifacts import FP16_FILE, MANIFEST_FILE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
 from airserve.contract import TensorSpec
 from airserve.errors import ArtifactError, EngineError
 from airserve.export.runtime import runtime
-from airserve.triton.config_names import FP16_FILE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST
+from airserve.files import write_bytes, write_json
 
 TIMING_CACHE = "timing.cache"
 
@@ -46,21 +47,44 @@ class CompileSettings:
             )
 
 
-def profile_shapes(spec: TensorSpec, max_batch: int = contract.MAX_BATCH) -> tuple[tuple[int, ...], ...]:
-    """Min, opt and max shape of an input, from `contract.PROFILE`."""
+def profile_shapes(
+    spec: TensorSpec, max_batch: int = contract.MAX_BATCH, sizes: Mapping[str, int] = contract.USUAL_SIZES
+) -> tuple[tuple[int, ...], ...]:
+    """Min, opt and max shape of an input, from `contract.PROFILE` and the encoder's own sizes."""
     shapes = []
     for at in range(3):
         axes = {axis: bounds[at] for axis, bounds in contract.PROFILE.items()}
         axes["B"] = min(axes["B"], max_batch)
-        shapes.append(
-            tuple(axes[axis] if size == -1 else size for axis, size in zip(spec.axes, (-1, *spec.dims), strict=True))
-        )
+        shapes.append((axes["B"], *spec.dims_for({**sizes, **axes})))
     return tuple(shapes)
 
 
-def profile_json(max_batch: int = contract.MAX_BATCH) -> dict[str, list[list[int]]]:
+def profile_json(
+    max_batch: int = contract.MAX_BATCH, sizes: Mapping[str, int] = contract.USUAL_SIZES
+) -> dict[str, list[list[int]]]:
     """Input name to [min, opt, max] shape."""
-    return {spec.name: [list(shape) for shape in profile_shapes(spec, max_batch)] for spec in contract.RANKER_INPUTS}
+    return {
+        spec.name: [list(shape) for shape in profile_shapes(spec, max_batch, sizes)] for spec in contract.RANKER_INPUTS
+    }
+
+
+def engine_sizes(engine: Path) -> dict[str, int]:
+    """The encoder's H, E and X, from the manifest of an engine folder.
+
+    Raises:
+        ArtifactError: if the manifest is missing or damaged.
+    """
+    path = engine / MANIFEST_FILE
+    try:
+        sizes: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["sizes"]
+        return {axis: int(sizes[axis]) for axis in contract.USUAL_SIZES}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path}: sizes",
+            expected=f"the encoder's {', '.join(contract.USUAL_SIZES)}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="export the ranker again with build/export_onnx.py",
+        ) from None
 
 
 def has_tensorrt() -> bool:
@@ -87,9 +111,9 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
     import tensorrt as trt
     from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork, NetworkFromOnnxPath, Profile
 
-    profile = Profile()
+    profile, sizes = Profile(), engine_sizes(settings.engine)
     for spec in contract.RANKER_INPUTS:
-        low, usual, high = profile_shapes(spec, settings.max_batch)
+        low, usual, high = profile_shapes(spec, settings.max_batch, sizes)
         profile.add(spec.name, min=low, opt=usual, max=high)
     config = CreateConfig(
         profiles=[profile],
@@ -108,24 +132,24 @@ def compile_engine(settings: CompileSettings) -> dict[str, Any]:
         )
     except Exception as error:
         raise EngineError(f"tensorrt {trt.__version__}: did not build {graph}: {error}") from error
-    _write(settings.engine / PLAN_FILE, plan)
+    write_bytes(settings.engine / PLAN_FILE, plan)
     about = {
         **runtime(),
         "tensorrt": trt.__version__,
         "precision": "fp16" if settings.fp16 else "fp32",
         "version_compatible": settings.version_compatible,
         "hardware_compatible": settings.hardware_compatible,
-        "profile": profile_json(settings.max_batch),
+        "profile": profile_json(settings.max_batch, sizes),
         **plan_identity(settings.engine, plan),
     }
-    _write(settings.engine / PLAN_MANIFEST, json.dumps(about, indent=1).encode())
+    write_json(settings.engine / PLAN_MANIFEST, about)
     return about
 
 
 def plan_identity(engine: Path, plan: bytes) -> dict[str, Any]:
     """What says of which graph a plan was built: checked when the plan is put into a repository."""
-    manifest = json.loads((engine / "manifest.json").read_text())
-    same = ("contract_version", "catalogue_sha256", "vocabulary_sha256", "onnx_sha256")
+    manifest = json.loads((engine / MANIFEST_FILE).read_text())
+    same = ("contract_version", "encoder", "onnx_sha256")
     return {
         "plan_bytes": len(plan),
         "plan_sha256": hashlib.sha256(plan).hexdigest(),
@@ -156,9 +180,3 @@ def check_plan(engine: Path) -> dict[str, Any]:
                 remedy=remedy,
             )
     return about
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)

@@ -19,31 +19,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from airserve.artifact_schemas import PARTS_SCHEMA
+from airserve.artifacts import CHECKPOINT_CONFIG_FILE, PARTS_FOLDER
 from airserve.data.schema import write_parquet
 from airserve.errors import ArtifactError, UserError
 from airserve.intents.prompt import PROMPT_VERSION
 from airserve.intents.schema import ANSWER_SCHEMA
 from airserve.intents.settings import GenerateSettings
 
-PARTS_FOLDER = "parts"
 LOCK_FILE = ".lock"
 KEY_BYTES = 20
 WEIGHTS = ("*.safetensors", "*.bin")
-
-PARTS_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("raw", pa.string()),
-        ("paths", pa.list_(pa.list_(pa.string()))),
-        ("valid", pa.bool_()),
-        ("retried", pa.bool_()),
-        ("prompt_tokens", pa.int32()),
-        ("cached_tokens", pa.int32()),
-        ("output_tokens", pa.int32()),
-        ("error", pa.string()),
-    ]
-)
-"""`error` is missing in parts that were written before prompts' refusals were kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +83,12 @@ def model_identity(model: str) -> str:
     if not folder.is_dir():
         return f"hub:{model}"
     weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
-    config = folder / "config.json"
+    config = folder / CHECKPOINT_CONFIG_FILE
     if not config.is_file() or not weights:
         raise ArtifactError(
             str(folder),
             expected="a Hugging Face checkpoint (config.json, tokenizer, *.safetensors)",
-            got="no config.json" if not config.is_file() else "no weights",
+            got=f"no {CHECKPOINT_CONFIG_FILE}" if not config.is_file() else "no weights",
             remedy="name a model folder, or a model on a hub such as Qwen/Qwen3-4B",
         )
     names = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

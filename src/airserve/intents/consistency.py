@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from airserve.artifacts import ANSWERS_FILE
 from airserve.data.schema import load_behaviours, load_items
 from airserve.errors import DataError
 from airserve.intents.engine_vllm import VllmEngine
-from airserve.intents.generate import ANSWERS_FILE
 from airserve.intents.online import fit_history, history_prompt, recent_histories
 from airserve.intents.settings import GenerateSettings
 from airserve.table.vocabulary import canonical_path, folded_text

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from airserve.artifact_schemas import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.contract import ACTIONS, PAD_ITEM
-from airserve.data.schema import BEHAVIOURS_SCHEMA, ITEMS_SCHEMA
 from airserve.data.sources import MemorySettings, Source, bounded_duckdb, data_errors, scan
 from airserve.errors import DataError
 
@@ -45,8 +45,8 @@ def event_kinds(items: pa.Table, behaviours: pa.Table, *, limit: int | None = No
     """Find the distinct event kinds of a log that is in memory.
 
     Args:
-        items: `data.schema.ITEMS_SCHEMA`.
-        behaviours: `data.schema.BEHAVIOURS_SCHEMA`; events on other items are left out.
+        items: `artifact_schemas.ITEMS_SCHEMA`.
+        behaviours: `artifact_schemas.BEHAVIOURS_SCHEMA`; events on other items are left out.
         limit: keep only this many, the most frequent; for trying out.
 
     Returns:

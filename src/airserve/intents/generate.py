@@ -7,18 +7,18 @@ the engine. Every finished chunk is a file, so the job can be killed at any poin
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from airserve.artifacts import ANSWERS_FILE, DEAD_LETTERS_FILE, MANIFEST_FILE, REPORT_FILE
 from airserve.contract import CONTRACT_VERSION
 from airserve.data.sources import MemorySettings, Source, bounded_duckdb, find_source
 from airserve.errors import DataError, UserError
+from airserve.files import write_json
 from airserve.intents.answers import Tokens, locked, model_identity
 from airserve.intents.engine_vllm import vllm_version
 from airserve.intents.html_report import write_report
@@ -29,10 +29,6 @@ from airserve.intents.store import Counts, JobStore
 from airserve.intents.workers import PoolResult, disk_error, is_disk_full, run_pool
 from airserve.progress import Progress
 
-ANSWERS_FILE = "answers.parquet"
-DEAD_LETTERS_FILE = "dead_letters.parquet"
-MANIFEST_FILE = "manifest.json"
-REPORT_FILE = "report.html"
 SMALLEST_CHUNK = 128
 WORTH_A_WORKER = 500
 """Prompts that justify the start of another engine, 25 s of a core."""
@@ -185,7 +181,7 @@ def _run(store: JobStore, source: JobInput, settings: GenerateSettings) -> Gener
         contract_version=CONTRACT_VERSION,
         settings=asdict(settings),
     )
-    _write_text(json.dumps(asdict(report), indent=1) + "\n", store.folder / MANIFEST_FILE)
+    write_json(store.folder / MANIFEST_FILE, asdict(report))
     write_report(store.connection, asdict(report), store.folder / REPORT_FILE)
     return report
 
@@ -238,9 +234,3 @@ class _Meter:
         spent_s = max(time.monotonic() - self.started_s, 1e-9)
         hits = self.tokens.cached / max(self.tokens.prompt, 1)
         self.progress.note = f"{self.tokens.output / spent_s:,.0f} tok/s {hits:.0%} hit"
-
-
-def _write_text(text: str, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -6,7 +6,6 @@ prompt's constant prefix is in its cache, and the user is alone on the machine.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import tempfile
@@ -19,9 +18,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from airserve.artifacts import CHECKPOINT_CONFIG_FILE
 from airserve.contract import ACTIONS
 from airserve.data.schema import load_behaviours, load_items
 from airserve.errors import DataError, UserError
+from airserve.files import write_json
 from airserve.intents.engine_vllm import VllmEngine, vllm_version
 from airserve.intents.prompt import prefix, query, segment_text
 from airserve.intents.settings import GenerateSettings
@@ -210,4 +211,4 @@ def _write_dummy(shape: str, settings: GenerateSettings, folder: Path) -> None:
         "dtype": "bfloat16",
         **DUMMY_SHAPES[shape],
     }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_json(folder / CHECKPOINT_CONFIG_FILE, config)

@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from airserve.artifacts import MANIFEST_FILE
 from airserve.data.sources import bounded_duckdb
 from airserve.errors import UserError
-from airserve.intents.generate import MANIFEST_FILE, JobInput, job_identity
+from airserve.intents.generate import JobInput, job_identity
 from airserve.intents.prompt import render
 from airserve.intents.settings import GenerateSettings
 from airserve.intents.store import JobStore

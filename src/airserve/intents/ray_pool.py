@@ -23,8 +23,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from airserve.artifact_schemas import PARTS_SCHEMA
 from airserve.errors import EngineError, UserError
-from airserve.intents.answers import PARTS_SCHEMA, Answer, Tokens, model_identity, write_part
+from airserve.intents.answers import Answer, Tokens, model_identity, write_part
 from airserve.intents.engines import Engine, Question, Task, make_engine
 from airserve.intents.settings import GenerateSettings
 from airserve.intents.workers import PoolResult, Watcher

@@ -7,7 +7,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from airserve.artifact_schemas import ANSWERS_SCHEMA, DEAD_LETTERS_SCHEMA, PARTS_SCHEMA
+from airserve.artifacts import PARTS_FOLDER
 from airserve.data.sources import Source
 from airserve.errors import ArtifactError
-from airserve.intents.answers import PARTS_FOLDER, PARTS_SCHEMA, content_keys
+from airserve.files import atomic_path
+from airserve.intents.answers import content_keys
 from airserve.intents.engines import Question, Task
 from airserve.intents.event_kinds import load_kinds
 from airserve.intents.prompt import clean_title, render, segment_text
@@ -154,7 +156,7 @@ class JobStore:
             )
 
     def write_answers(self, path: Path) -> None:
-        """Write `answers.parquet`: every kind with its answer, ordered by item, action and segment."""
+        """Write `ANSWERS_SCHEMA`: every kind with its answer, ordered by item, action and segment."""
         self._write(
             """
             SELECT k.item_id, k.action, k.user_segment, k.text, coalesce(a.paths, []) AS paths,
@@ -162,11 +164,12 @@ class JobStore:
             FROM kinds k JOIN keyed p USING (prompt_id) LEFT JOIN known a ON a.key = p.key AND NOT p.empty
             ORDER BY k.item_id, k.action, k.user_segment
             """,
+            ANSWERS_SCHEMA,
             path,
         )
 
     def write_dead_letters(self, path: Path, errors: Mapping[str, str]) -> int:
-        """Write every prompt without a usable answer: `key`, `action`, `user_segment`, `text`, `reason`, `raw`.
+        """Write every prompt without a usable answer, `DEAD_LETTERS_SCHEMA`.
 
         Args:
             path: the Parquet file.
@@ -188,6 +191,7 @@ class JobStore:
             LEFT JOIN said s ON s.key = p.key
             WHERE p.empty OR a.valid IS NOT true ORDER BY p.prompt_id
             """,
+            DEAD_LETTERS_SCHEMA,
             path,
         )
 
@@ -231,19 +235,13 @@ class JobStore:
         if left is not None and left.num_rows:
             yield left.combine_chunks()
 
-    def _write(self, query: str, path: Path) -> int:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        schema = self.connection.sql(f"SELECT * FROM ({query}) LIMIT 0").to_arrow_table().schema
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    def _write(self, query: str, schema: pa.Schema, path: Path) -> int:
+        """Write a query's rows; returns how many."""
         rows = 0
-        try:
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for table in self._batches(query, ROW_GROUP):
-                    writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
-                    rows += table.num_rows
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for table in self._batches(query, ROW_GROUP):
+                writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
+                rows += table.num_rows
         return rows
 
 

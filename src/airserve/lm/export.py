@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from airserve.artifacts import CHECKPOINT_CONFIG_FILE
 from airserve.errors import ArtifactError
+from airserve.files import atomic_files
 from airserve.lm.network import IntentNetwork, NetworkSettings
 
 MAX_POSITIONS = 1024
@@ -82,16 +81,9 @@ def save(
         )
     model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=end_id, pad_token_id=end_id, do_sample=False)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for file in sorted(temporary.iterdir()):
-            file.chmod(0o644)
-            os.replace(file, out / file.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_files(out) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return difference
 
 
@@ -101,9 +93,12 @@ def load(folder: Path, prefix_ids: list[int]) -> IntentNetwork:
     Raises:
         ArtifactError: if the folder holds no such checkpoint.
     """
-    if not (folder / "config.json").exists():
+    if not (folder / CHECKPOINT_CONFIG_FILE).exists():
         raise ArtifactError(
-            str(folder), expected="a trained intent model", got="no config.json", remedy="run train_intent_lm.py"
+            str(folder),
+            expected="a trained intent model",
+            got=f"no {CHECKPOINT_CONFIG_FILE}",
+            remedy="run train_intent_lm.py",
         )
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     c = model.config

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +10,9 @@ from typing import Any
 
 import torch
 
+from airserve.artifacts import LM_CARD_FILE, LM_REPORT_FILE
 from airserve.contract import CONTRACT_VERSION
+from airserve.files import write_json, write_text
 from airserve.intents.prompt import PROMPT_VERSION, prefix
 from airserve.lm import export
 from airserve.lm.evaluation import Accuracy, accuracy
@@ -103,16 +103,10 @@ def train_intent_model(
     return report
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_report(report: Mapping[str, Any], out: Path) -> None:
     """Write `report.json` and `REPORT.md` into the model's folder."""
-    _write(out / "report.json", json.dumps(report, indent=2) + "\n")
-    _write(out / "REPORT.md", render_report(report))
+    write_json(out / LM_REPORT_FILE, report)
+    write_text(out / LM_CARD_FILE, render_report(report))
 
 
 def render_report(report: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ over a number of steps or a budget of minutes.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from airserve.errors import ArtifactError
+from airserve.files import atomic_stream
 from airserve.lm.examples import ExampleWriter, Row, encode
 from airserve.lm.network import IntentNetwork
 from airserve.lm.tokenizer import AnswerCodec
@@ -223,9 +223,8 @@ class Trainer:
                 "plain_share": self.plain_share,
             },
         }
-        temporary = self.checkpoint.with_name(f"{self.checkpoint.name}.tmp-{os.getpid()}")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with atomic_stream(self.checkpoint) as stream:
+            torch.save(state, stream)
 
     def _load(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():

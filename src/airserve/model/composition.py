@@ -1,11 +1,11 @@
-"""Compose a user's retrieved intent chains into one vector per candidate.
+"""Compose the kept chains of a request into one vector per candidate.
 
-Multi-head attention: the candidate asks, its kept chains answer. Keys and values are made once per chain, not per
-candidate, and attention runs over all R chains under a mask: two small matrix products, O(B*C*R*H), instead of a
-gather of [B, C, K, H] keys and values. What depends on candidate and chain both (the chain's score) enters through
-its linearity: q.(k + s*k') = q.k + s*(q.k'). The query's projection depends on the item alone and is the caller's.
+Multi-head attention whose query is the candidate. Every head sees whole tokens through a matrix of its own, and adds
+the target-aware score, times a learned factor, to its logits: so a head can follow the score, or look elsewhere. A
+candidate attends to its own chains only, by a mask over all R: a gather of K chains per candidate would copy
+C*K*H numbers.
 
-Shapes: B requests, C candidates, R chains, D levels, H width, G heads.
+Shapes: B requests, C candidates, R chains, K kept, H width, G heads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from airserve import contract
+MASKED_LOGIT = -1e4
 
 
 class Composition(nn.Module):
@@ -25,57 +25,46 @@ class Composition(nn.Module):
 
     Args:
         width: H.
-        heads: G, divides H.
+        heads: G.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.features = nn.Linear(contract.MAX_DEPTH, width)
-        self.norm = nn.LayerNorm(width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.score_key_H = nn.Parameter(torch.randn(width) / math.sqrt(width))
-        self.score_value_H = nn.Parameter(torch.randn(width) / math.sqrt(width))
-        self.out = nn.Linear(width, width, bias=False)
+        # Without a bias, so that the token of no chain is zeros, and what is composed of none too.
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.key_GHH = nn.Parameter((torch.rand(heads, width, width) * 2 - 1) / math.sqrt(width))
+        self.value_GHH = nn.Parameter((torch.rand(heads, width, width) * 2 - 1) / math.sqrt(width))
+        self.score_gain_G = nn.Parameter(torch.ones(heads))
 
-    @property
-    def query_scale(self) -> float:
-        """1 / sqrt(width of a head); applied before the product, so that TensorRT can fuse the attention."""
-        return 1.0 / math.sqrt(self.score_key_H.numel() / self.heads)
-
-    def chain_tokens(self, nodes_BRH: Tensor, evidence_BRH: Tensor, log_weights_BRD: Tensor) -> Tensor:
-        """One token per chain from its nodes, its evidence and its nodes' log weights; float32 [B, R, H]."""
-        tokens_BRH: Tensor = self.norm(nodes_BRH + evidence_BRH + self.features(log_weights_BRD))
-        return tokens_BRH
-
-    def _split(self, x_BNH: Tensor) -> Tensor:
-        batch, rows, width = x_BNH.shape
-        return x_BNH.reshape(batch, rows, self.heads, width // self.heads).transpose(1, 2)
-
-    def forward(self, asked_BCH: Tensor, tokens_BRH: Tensor, scores_BCR: Tensor, kept_BCR: Tensor) -> Tensor:
+    def forward(self, queries_BCH: Tensor, tokens_BRH: Tensor, scores_BCR: Tensor, kept_BCR: Tensor) -> Tensor:
         """Blend each candidate's kept chains.
 
         Args:
-            asked_BCH: float32, projected queries, already scaled by `query_scale`.
-            tokens_BRH: float32, see `chain_tokens`.
+            queries_BCH: float32.
+            tokens_BRH: float32, normed; zeros for padded chains.
             scores_BCR: float32, target-aware chain scores.
             kept_BCR: bool, the chains that retrieval kept.
 
         Returns:
-            float32 [B, C, H]; zeros where no chain was kept.
+            float32 [B, C, H]; zeros where a request has no chain.
         """
-        batch, candidates, width = asked_BCH.shape
-        query_BGCh = self._split(asked_BCH)
-        key_BGRh, value_BGRh = self._split(self.key(tokens_BRH)), self._split(self.value(tokens_BRH))
-        score_key_Gh1 = self.score_key_H.reshape(self.heads, -1, 1)
-        kept_B1CR, scores_B1CR = kept_BCR.unsqueeze(1), scores_BCR.unsqueeze(1)
-        logits_BGCR = torch.matmul(query_BGCh, key_BGRh.transpose(2, 3))
-        logits_BGCR = logits_BGCR + scores_B1CR * torch.matmul(query_BGCh, score_key_Gh1)
-        masked = torch.full((1, 1, 1, 1), -1e4, device=logits_BGCR.device)
-        shares_BGCR = torch.softmax(torch.where(kept_B1CR, logits_BGCR, masked), dim=-1) * kept_B1CR.float()
-        mean_score_BGC1 = (shares_BGCR * scores_B1CR).sum(-1, keepdim=True)
-        blend_BGCh = torch.matmul(shares_BGCR, value_BGRh)
-        blend_BGCh = blend_BGCh + mean_score_BGC1 * self.score_value_H.reshape(self.heads, 1, -1)
-        composed_BCH: Tensor = self.out(blend_BGCh.transpose(1, 2).reshape(batch, candidates, width))
+        tokens_B1RH, scale = tokens_BRH.unsqueeze(1), 1.0 / math.sqrt(tokens_BRH.shape[-1])
+        # Heads lie side by side along the chains (X = G * R), so one product serves all of them.
+        keys_BXH = _joined_heads(torch.matmul(tokens_B1RH, self.key_GHH * scale))
+        values_BXH = _joined_heads(torch.matmul(tokens_B1RH, self.value_GHH))
+        logits_BCX = torch.matmul(queries_BCH, keys_BXH.transpose(1, 2))
+        logits_BCGR = logits_BCX.reshape(logits_BCX.shape[0], logits_BCX.shape[1], self.heads, -1)
+        # Added, not chosen: a mask per head and chain is slow to broadcast.
+        mask_BCR = (kept_BCR.float() - 1.0) * -MASKED_LOGIT
+        bias_BCGR = scores_BCR.unsqueeze(2) * self.score_gain_G.unsqueeze(-1) + mask_BCR.unsqueeze(2)
+        shares_BCGR = torch.softmax(logits_BCGR + bias_BCGR, dim=-1)
+        shares_BCX = shares_BCGR.reshape(shares_BCGR.shape[0], shares_BCGR.shape[1], -1)
+        composed_BCH: Tensor = torch.matmul(shares_BCX, values_BXH)
         return composed_BCH
+
+
+def _joined_heads(by_head_BGRH: Tensor) -> Tensor:
+    """[B, G, R, H] as [B, G * R, H]; sizes are read off the tensor itself, so that the export can drop them."""
+    joined_BXH: Tensor = by_head_BGRH.reshape(by_head_BGRH.shape[0], -1, by_head_BGRH.shape[3])
+    return joined_BXH

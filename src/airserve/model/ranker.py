@@ -1,15 +1,14 @@
-"""The ranker: ids in, scores and the intents behind them out.
+"""The ranker as it is trained: catalogue rows in, scores and the intents behind them out.
 
-score(v) = base_scale * h.t_v + intent_scale * (f(z_v, s_v) - f(0, 0)),
-f(z, s) = MLP([z, q_v, z * q_v, s]), s_v = (best chain score, sum of kept chain scores),
+score(v) = base_scale * h.t_v + intent_scale * f(z_v, s_v),
+f(z, s) = MLP([z, z * q_v, s]), without biases, so that no intent scores nothing,
 
 where h is the user's vector of the sequence tower, t_v the candidate's token, q_v its query (of its vector and of the
-nodes of its own intents) and z_v its composed intents. What a candidate scores without any intent of the user is taken
-off: else this part learns popularity, which the base knows better. All that depends on an item or a node alone is
-folded into tables before export, so serving gathers rows and multiplies small matrices (about 10 M multiply-adds at
-L=128, C=128, R=64, U=128).
+nodes of its own intents), z_v its composed intents and s_v the scores of its kept chains. The query enters only where
+it meets the user's intents: else this part would learn popularity, which the base knows better.
 
-Inputs and outputs are those of `contract.RANKER_INPUTS` and `contract.RANKER_OUTPUTS`, in that order.
+Served is the same computation, cut where something depends on one item or one node alone (`encoders.py`, run when a
+table is made) and where it is sparse (`airserve/table/lookup.py`); what is left is dense (`request.py`, the engine).
 
 Shapes: B requests, L behaviours, P paths, U nodes, R chains, D levels, C candidates, K chains per candidate,
 M evidence, H width, E vector size, N catalogue rows, V vocabulary nodes.
@@ -18,12 +17,12 @@ M evidence, H width, E vector size, N catalogue rows, V vocabulary nodes.
 # ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,8 +31,8 @@ from airserve import contract
 from airserve.errors import UserError
 from airserve.model.composition import Composition
 from airserve.model.gather import every_row, gather_rows
-from airserve.model.retrieval import MASKED_KEY, Retrieved, TargetAwareRetrieval, select_evidence
-from airserve.model.sequence import FoldedTokens, SequenceModel, SequenceSettings
+from airserve.model.retrieval import LevelWeights, Retrieved, chain_bias, retrieve, select_evidence
+from airserve.model.sequence import IdVectors, SequenceModel, SequenceSettings
 from airserve.model.tree import TreeWeights, chain_support, leaves_alone
 
 
@@ -44,7 +43,7 @@ class RankerSettings:
     sequence: SequenceSettings = field(default_factory=SequenceSettings)
     """The sequence tower; its width is also the intents'."""
     heads: int = 2
-    """Heads of the composition; divides the width."""
+    """Heads of the composition."""
     hidden: int = 64
     """Hidden units of the intent head."""
     dropout: float = 0.0
@@ -60,11 +59,11 @@ class RankerSettings:
     every candidate; the composition still asks with the candidate."""
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.hidden < 1 or self.sequence.width % self.heads:
+        if self.heads < 1 or self.hidden < 1:
             raise UserError(
                 "RankerSettings",
-                expected="heads and hidden >= 1, heads dividing the width",
-                got=f"heads {self.heads}, hidden {self.hidden}, width {self.sequence.width}",
+                expected="heads and hidden >= 1",
+                got=f"heads {self.heads}, hidden {self.hidden}",
                 remedy="change the settings",
             )
 
@@ -75,85 +74,80 @@ def of_distinct(rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     return F.embedding(places, compute(distinct))
 
 
-def zero_embedding(rows: int, width: int) -> nn.Embedding:
-    """Learned vectors that start as nothing, so that what is never seen in training stays nothing."""
-    embedding = nn.Embedding(rows, width)
-    nn.init.zeros_(embedding.weight)
-    return embedding
+class NodeTokens(nn.Module):
+    """Vocabulary node -> token: a projection of its text vector by level, with a bias, and a learned vector."""
 
-
-def mean_of_nodes(embedding: nn.Embedding, nodes_NX: Tensor) -> Tensor:
-    """Mean embedding of the nodes that are there, float32 [N, H]; zeros where none."""
-    real_NX1 = (nodes_NX != contract.PAD_NODE).float().unsqueeze(-1)
-    mean_NH: Tensor = (embedding(nodes_NX) * real_NX1).sum(1) / real_NX1.sum(1).clamp(min=1.0)
-    return mean_NH
-
-
-class VectorTokens(nn.Module):
-    """Row of a frozen table -> learned projection of its vector; float32 [..., H]."""
-
-    def __init__(self, vectors_NE: Tensor, width: int, levels_N: Tensor | None = None, *, ids: bool = False) -> None:
+    def __init__(self, vectors_VE: Tensor, levels_V: Tensor, width: int, drop_share: float) -> None:
         super().__init__()
-        self.ids = zero_embedding(len(vectors_NE), width) if ids else None
-        self.register_buffer("vectors_NE", vectors_NE, persistent=False)
-        self.register_buffer("levels_N", levels_N, persistent=False)
-        n_levels = contract.MAX_DEPTH if levels_N is not None else 1
-        self.project = nn.ModuleList(nn.Linear(vectors_NE.shape[1], width, bias=False) for _ in range(n_levels))
+        self.register_buffer("vectors_VE", vectors_VE, persistent=False)
+        self.register_buffer("levels_V", levels_V, persistent=False)
+        self.ids = node_ids(len(vectors_VE), width, drop_share)
+        self.project_DEH = nn.Parameter(torch.randn(contract.MAX_DEPTH, vectors_VE.shape[1], width) * 0.05)
+        self.bias_DH = nn.Parameter(torch.zeros(contract.MAX_DEPTH, width))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Tokens of int32 rows [...]; each through its own level's projection."""
-        return of_distinct(rows, self._tokens)
+        """Tokens of int32 rows [...]; float32 [..., H], zeros for node 0."""
 
-    def _tokens(self, rows_N: Tensor) -> Tensor:
-        vectors_NE = F.embedding(rows_N, cast(Tensor, self.vectors_NE))
-        if self.levels_N is None:
-            tokens_NH: Tensor = self.project[0](vectors_NE)
-            return tokens_NH
-        levels_N = cast(Tensor, self.levels_N)[rows_N.long()]
-        parts = [(levels_N == level).unsqueeze(-1) * project(vectors_NE) for level, project in enumerate(self.project)]
-        tokens_NH = torch.stack(parts).sum(0)
-        if self.ids is not None:
-            tokens_NH = tokens_NH + self.ids(rows_N)
+        def compute(rows_N: Tensor) -> Tensor:
+            levels_N = cast(Tensor, self.levels_V)[rows_N.long()]
+            return self.encode(self.ids(rows_N), F.embedding(rows_N, cast(Tensor, self.vectors_VE)), levels_N)
+
+        real = (rows != contract.PAD_NODE).unsqueeze(-1)
+        return of_distinct(rows, compute) * real.float()
+
+    def encode(self, ids_NH: Tensor, vectors_NE: Tensor, levels_N: Tensor) -> Tensor:
+        """Tokens float32 [N, H] of learned vectors, text vectors and levels."""
+        tokens_NH = ids_NH + self.bias_DH[levels_N.long()]
+        for level in range(contract.MAX_DEPTH):
+            at_level_N1 = (levels_N == level).float().unsqueeze(-1)
+            tokens_NH = tokens_NH + torch.matmul(vectors_NE * at_level_N1, self.project_DEH[level])
         return tokens_NH
 
-    def table(self) -> Tensor:
-        """All tokens, float32 [N, H]."""
-        return self._tokens(every_row(cast(Tensor, self.vectors_NE)))
+
+def node_ids(count: int, width: int, drop_share: float) -> IdVectors:
+    """Learned vectors of nodes, all nothing at the start; *none* for node 0 and for nodes of later vocabularies."""
+    ids = IdVectors(count, width, std=0.0, drop_share=drop_share)
+    ids.set_known(torch.arange(count) != contract.PAD_NODE)
+    return ids
 
 
 class Queries(nn.Module):
-    """Candidate row -> its query, the query projected for the attention, and its part of the head's hidden layer.
-
-    Side by side in one row of 2 H + hidden numbers, so that serving gathers once.
-    """
+    """Candidate row -> its query: of its frozen vector, and of the nodes of its own intents, the first path apart."""
 
     def __init__(
-        self, item_vectors_NE: Tensor, item_nodes_NX: Tensor, n_nodes: int, width: int, hidden: int, query_scale: float
+        self, item_vectors_NE: Tensor, item_nodes_NX: Tensor, n_nodes: int, width: int, drop_share: float
     ) -> None:
         super().__init__()
-        self.query_scale = query_scale
+        self.register_buffer("vectors_NE", item_vectors_NE, persistent=False)
         self.register_buffer("item_nodes_NX", item_nodes_NX, persistent=False)
-        self.main_nodes, self.other_nodes = zero_embedding(n_nodes, width), zero_embedding(n_nodes, width)
-        self.tokens = VectorTokens(item_vectors_NE, width)
-        self.attention = nn.Linear(width, width, bias=False)
-        self.hidden = nn.Linear(width, hidden)
+        self.main_nodes, self.other_nodes = (node_ids(n_nodes, width, drop_share) for _ in range(2))
+        self.project = nn.Linear(item_vectors_NE.shape[1], width, bias=False)
 
-    def _query(self, rows_N: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
+        """Queries of int32 rows [...]; float32 [..., H]."""
+        return of_distinct(rows, self._queries)
+
+    def _queries(self, rows_N: Tensor) -> Tensor:
         nodes_NX = F.embedding(rows_N, cast(Tensor, self.item_nodes_NX))
         main_NH = mean_of_nodes(self.main_nodes, nodes_NX[:, : contract.MAX_DEPTH])
         other_NH = mean_of_nodes(self.other_nodes, nodes_NX[:, contract.MAX_DEPTH :])
-        return main_NH + other_NH + self.tokens._tokens(rows_N)
+        return self.encode(main_NH, other_NH, F.embedding(rows_N, cast(Tensor, self.vectors_NE)))
 
-    def _parts(self, query: Tensor) -> Tensor:
-        return torch.cat([query, self.attention(query) * self.query_scale, self.hidden(query)], dim=-1)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Of int32 rows [...]; float32 [..., 2 H + hidden]."""
-        return of_distinct(rows, lambda distinct: self._parts(self._query(distinct)))
+    def encode(self, main_NH: Tensor, other_NH: Tensor, vectors_NE: Tensor) -> Tensor:
+        """Queries float32 [N, H] of the mean vectors of an item's own nodes and its frozen vector."""
+        queries_NH: Tensor = main_NH + other_NH + self.project(vectors_NE)
+        return queries_NH
 
     def table(self) -> Tensor:
-        """Of all rows, float32 [N, 2 H + hidden]."""
-        return self._parts(self._query(every_row(cast(Tensor, self.item_nodes_NX))))
+        """Queries of all rows, float32 [N, H]."""
+        return self._queries(every_row(cast(Tensor, self.item_nodes_NX)))
+
+
+def mean_of_nodes(ids: IdVectors, nodes_NX: Tensor) -> Tensor:
+    """Mean learned vector of the nodes that are there, float32 [N, H]; zeros where none."""
+    real_NX1 = (nodes_NX != contract.PAD_NODE).float().unsqueeze(-1)
+    mean_NH: Tensor = (ids(nodes_NX) * real_NX1).sum(1) / real_NX1.sum(1).clamp(min=1.0)
+    return mean_NH
 
 
 class UserTree(NamedTuple):
@@ -162,7 +156,6 @@ class UserTree(NamedTuple):
     tokens_BRH: Tensor
     vectors_BRE: Tensor
     real_BR: Tensor
-    chain_nodes_BRD: Tensor
     evidence_BRM: Tensor
 
 
@@ -192,28 +185,30 @@ class Ranker(nn.Module):
         base_vectors_NE: Tensor | None = None,
     ) -> None:
         super().__init__()
-        width = settings.sequence.width
+        width, drop_share = settings.sequence.width, settings.sequence.id_dropout
         self.settings = settings
         self.register_buffer("item_vectors_NE", item_vectors_NE, persistent=False)
         self.register_buffer("node_vectors_VE", node_vectors_VE, persistent=False)
         self.base = SequenceModel(item_vectors_NE if base_vectors_NE is None else base_vectors_NE, settings.sequence)
         self.tree = TreeWeights(merged=settings.use_tree)
-        self.retrieval = TargetAwareRetrieval()
-        self.node_tokens: nn.Module = VectorTokens(node_vectors_VE, width, node_levels_V, ids=True)
-        self.evidence_tokens: nn.Module = VectorTokens(item_vectors_NE, width)
+        self.levels = LevelWeights()
+        self.node_tokens = NodeTokens(node_vectors_VE, node_levels_V, width, drop_share)
+        self.evidence = nn.Linear(contract.MAX_EVIDENCE * width, width, bias=False)
         self.composition = Composition(width, settings.heads)
         if item_nodes_NX is None:
             item_nodes_NX = torch.zeros(len(item_vectors_NE), contract.MAX_DEPTH + 1, dtype=torch.int32)
-        self.queries: nn.Module = Queries(
-            item_vectors_NE, item_nodes_NX, len(node_vectors_VE), width, settings.hidden, self.composition.query_scale
-        )
-        # The head's first layer, one matrix per input, so that none of the inputs need be joined.
-        self.head_composed = nn.Linear(width, settings.hidden, bias=False)
-        self.head_product = nn.Linear(width, settings.hidden, bias=False)
-        self.head_scores = nn.Linear(2, settings.hidden, bias=False)
-        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(settings.hidden, 1))
+        self.queries = Queries(item_vectors_NE, item_nodes_NX, len(node_vectors_VE), width, drop_share)
+        self.head_in = nn.Linear(2 * width + contract.CHAINS_PER_CANDIDATE, settings.hidden, bias=False)
+        self.head_dropout = nn.Dropout(settings.dropout)
+        self.head_out = nn.Linear(settings.hidden, 1, bias=False)
         self.base_scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.register_buffer("intent_scale", torch.ones(()))
+
+    def redraw(self, rng: np.random.Generator) -> None:
+        """Draw anew which items and nodes are seen without their learned vectors; once a training step."""
+        for module in self.modules():
+            if isinstance(module, IdVectors):
+                module.redraw(rng)
 
     def user_tree(
         self,
@@ -224,7 +219,16 @@ class Ranker(nn.Module):
         tree_nodes_BU: Tensor,
         chain_slots_BRD: Tensor,
     ) -> UserTree:
-        """Weigh the tree, and make a token, a retrieval vector and the evidence of each of its chains."""
+        """Weigh the tree, and make a token, a retrieval vector and the evidence of each of its chains.
+
+        Args:
+            behaviour_rows_BL: int32 catalogue rows, 0 padding.
+            actions_BL: int32 action numbers.
+            ages_s_BL: float32, seconds.
+            behaviour_chains_BLP: int32, indices into the tree's chains, `PAD_CHAIN` where none.
+            tree_nodes_BU: int32, distinct node ids; slot 0 holds node 0.
+            chain_slots_BRD: int32, each chain as slots of the nodes, coarse to fine, `PAD_SLOT` where none; R >= K.
+        """
         n_chains, n_nodes = chain_slots_BRD.shape[1], tree_nodes_BU.shape[1]
         node_vectors_VE = cast(Tensor, self.node_vectors_VE)
         if not self.settings.use_tree:
@@ -234,21 +238,29 @@ class Ranker(nn.Module):
         support_BLR = chain_support(behaviour_chains_BLP, n_chains)
         weights_BU = self.tree(actions_BL, freshness_BL, support_BLR, chain_slots_BRD, n_nodes)
         log_weights_BRD = gather_rows(torch.log1p(weights_BU).unsqueeze(-1), chain_slots_BRD)[..., 0]
+        level_weights_BRD = self.levels.over_norm(log_weights_BRD, exists_BRD)
         nodes_BRD = gather_rows(tree_nodes_BU.unsqueeze(-1), chain_slots_BRD)[..., 0] * exists_BRD.int()
         vectors_BRDE = self.compared(F.embedding(nodes_BRD, node_vectors_VE))
         leaves_BR = nodes_BRD[:, :, 0]
         for level in range(1, contract.MAX_DEPTH):
             leaves_BR = torch.where(exists_BRD[:, :, level], nodes_BRD[:, :, level], leaves_BR)
-        leaf_vectors_BRE = F.embedding(leaves_BR, node_vectors_VE)
-        behaviour_vectors_BLE = F.embedding(behaviour_rows_BL, cast(Tensor, self.item_vectors_NE))
-        evidence_BRM = select_evidence(behaviour_vectors_BLE, leaf_vectors_BRE, freshness_BL, support_BLR)
-        shown_BRM = (evidence_BRM != contract.NO_EVIDENCE).int()
-        evidence_rows_BRM = gather_rows(behaviour_rows_BL.unsqueeze(-1), evidence_BRM * shown_BRM)[..., 0]
-        shown_BRM1 = shown_BRM.float().unsqueeze(-1)
-        evidence_BRH = (self.evidence_tokens(evidence_rows_BRM) * shown_BRM1).sum(2) / shown_BRM1.sum(2).clamp(min=1.0)
-        tokens_BRH = self.composition.chain_tokens(self.node_tokens(nodes_BRD).sum(2), evidence_BRH, log_weights_BRD)
-        chain_vectors_BRE = self.retrieval.chain_vectors(log_weights_BRD, exists_BRD, vectors_BRDE)
-        return UserTree(tokens_BRH, chain_vectors_BRE, exists_BRD[:, :, 0], nodes_BRD, evidence_BRM)
+        evidence_BRM = select_evidence(
+            F.embedding(behaviour_rows_BL, cast(Tensor, self.item_vectors_NE)),
+            F.embedding(leaves_BR, node_vectors_VE),
+            freshness_BL,
+            support_BLR,
+        )
+        vectors_BRE = ((level_weights_BRD * self.levels()).unsqueeze(-1) * vectors_BRDE).sum(2)
+        tokens_BRH = (level_weights_BRD.unsqueeze(-1) * self.node_tokens(nodes_BRD)).sum(2)
+        tokens_BRH = self.composition.norm(tokens_BRH + self._evidence_tokens(behaviour_rows_BL, evidence_BRM))
+        return UserTree(tokens_BRH, vectors_BRE, exists_BRD[:, :, 0], evidence_BRM)
+
+    def _evidence_tokens(self, behaviour_rows_BL: Tensor, evidence_BRM: Tensor) -> Tensor:
+        shown_BRM = evidence_BRM != contract.NO_EVIDENCE
+        rows_BRM = gather_rows(behaviour_rows_BL.unsqueeze(-1), evidence_BRM * shown_BRM.int())[..., 0]
+        tokens_BRMH = of_distinct(rows_BRM, self.base.items) * shown_BRM.unsqueeze(-1).float()
+        projected_BRH: Tensor = self.evidence(tokens_BRMH.flatten(2))
+        return projected_BRH
 
     def compared(self, vectors: Tensor) -> Tensor:
         """What retrieval takes the cosine of; without target-aware retrieval the same unit vector for everything."""
@@ -256,64 +268,51 @@ class Ranker(nn.Module):
             return vectors
         return torch.full_like(vectors, 1.0 / math.sqrt(vectors.shape[-1]))
 
-    def intent_score(self, tree: UserTree, candidate_rows_BC: Tensor) -> tuple[Tensor, Retrieved]:
-        """Score candidates by the user's intents; float32 [B, C], and what was retrieved."""
+    def intent_score(
+        self, tree: UserTree, candidate_rows_BC: Tensor, queries_NH: Tensor | None = None
+    ) -> tuple[Tensor, Retrieved]:
+        """Score candidates by the user's intents; float32 [B, C], and what was retrieved.
+
+        Args:
+            tree: of `user_tree`.
+            candidate_rows_BC: int32.
+            queries_NH: of `Queries.table`, where they were made before.
+        """
         candidate_vectors_BCE = self.compared(F.embedding(candidate_rows_BC, cast(Tensor, self.item_vectors_NE)))
-        found = self.retrieval(candidate_vectors_BCE, tree.vectors_BRE, tree.real_BR)
-        width = self.settings.sequence.width
-        queries = self.queries(candidate_rows_BC)
-        query_BCH, asked_BCH, hidden = queries[..., :width], queries[..., width : 2 * width], queries[..., 2 * width :]
-        composed_BCH = self.composition(asked_BCH, tree.tokens_BRH, found.scores_BCR, found.kept_BCR)
-        kept_BCR = found.kept_BCR.float()
-        kept_scores_BCR = found.scores_BCR * kept_BCR
-        best_BC1 = (kept_scores_BCR + (kept_BCR - 1.0) * -MASKED_KEY).amax(-1, keepdim=True)
-        best_BC1 = best_BC1 * kept_BCR.amax(-1, keepdim=True)
-        scores_BC2 = torch.cat([best_BC1, kept_scores_BCR.sum(-1, keepdim=True)], dim=-1)
-        nothing = self.head(hidden)[..., 0]
-        hidden = hidden + self.head_composed(composed_BCH) + self.head_product(composed_BCH * query_BCH)
-        return self.head(hidden + self.head_scores(scores_BC2))[..., 0] - nothing, found
+        queries_BCH = (
+            self.queries(candidate_rows_BC) if queries_NH is None else F.embedding(candidate_rows_BC, queries_NH)
+        )
+        found = retrieve(candidate_vectors_BCE, tree.vectors_BRE, chain_bias(tree.real_BR))
+        return self.head(queries_BCH, tree.tokens_BRH, found), found
+
+    def head(self, queries_BCH: Tensor, tokens_BRH: Tensor, found: Retrieved) -> Tensor:
+        """f(z, s) of candidates, float32 [B, C]; 0 where a request has no chain."""
+        composed_BCH = self.composition(queries_BCH, tokens_BRH, found.scores_BCR, found.kept_BCR)
+        seen_BCX = torch.cat([composed_BCH, composed_BCH * queries_BCH, found.weights_BCK], dim=-1)
+        scores_BC: Tensor = self.head_out(self.head_dropout(F.relu(self.head_in(seen_BCX))))[..., 0]
+        return scores_BC
 
     def forward(
         self,
-        behaviour_rows: Tensor,
-        behaviour_actions: Tensor,
-        behaviour_ages_s: Tensor,
-        behaviour_chains: Tensor,
-        tree_nodes: Tensor,
-        chain_slots: Tensor,
-        candidate_rows: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rank candidates; inputs and outputs as in the contract.
+        behaviour_rows_BL: Tensor,
+        actions_BL: Tensor,
+        ages_s_BL: Tensor,
+        behaviour_chains_BLP: Tensor,
+        tree_nodes_BU: Tensor,
+        chain_slots_BRD: Tensor,
+        candidate_rows_BC: Tensor,
+    ) -> tuple[Tensor, Retrieved, UserTree]:
+        """Rank candidates; see `user_tree` for the inputs. Without priors, and padding is scored too.
 
         Returns:
-            scores float32 [B, C] (-inf where padded), chain_nodes int32 [B, C, K, D], chain_weights float32
-            [B, C, K], evidence int32 [B, C, K, M].
+            scores float32 [B, C], what was retrieved, and the tree.
         """
-        user_BH = self.base.user_vector(behaviour_rows, behaviour_actions, behaviour_ages_s)
-        scores_BC = self.base.score(user_BH, candidate_rows) * self.base_scale
+        user_BH = self.base.user_vector(behaviour_rows_BL, actions_BL, ages_s_BL)
+        scores_BC = self.base.score(user_BH, candidate_rows_BC) * self.base_scale
         tree = self.user_tree(
-            behaviour_rows, behaviour_actions, behaviour_ages_s, behaviour_chains, tree_nodes, chain_slots
+            behaviour_rows_BL, actions_BL, ages_s_BL, behaviour_chains_BLP, tree_nodes_BU, chain_slots_BRD
         )
-        intent_BC, found = self.intent_score(tree, candidate_rows)
+        intent_BC, found = self.intent_score(tree, candidate_rows_BC)
         if self.settings.use_intents:
             scores_BC = scores_BC + intent_BC * cast(Tensor, self.intent_scale)
-        padded = torch.full((1, 1), float("-inf"), device=scores_BC.device)
-        scores_BC = torch.where(candidate_rows != contract.PAD_ROW, scores_BC, padded)
-        shown_BCK1 = found.found_BCK.unsqueeze(-1).int()
-        nodes_BCKD = gather_rows(tree.chain_nodes_BRD, found.index_BCK) * shown_BCK1
-        evidence_BCKM = gather_rows(tree.evidence_BRM, found.index_BCK) * shown_BCK1
-        evidence_BCKM = evidence_BCKM + (shown_BCK1 - 1) * -contract.NO_EVIDENCE
-        return scores_BC, nodes_BCKD, found.weights_BCK, evidence_BCKM
-
-    def folded(self) -> Ranker:
-        """A copy for serving: everything that depends on one item or one node alone is looked up, not computed."""
-        with torch.no_grad():
-            serving = copy.deepcopy(self).eval()
-            for owner, name in (
-                (serving.base, "items"),
-                (serving, "node_tokens"),
-                (serving, "queries"),
-                (serving, "evidence_tokens"),
-            ):
-                setattr(owner, name, FoldedTokens(getattr(owner, name).table()))
-        return serving
+        return scores_BC, found, tree

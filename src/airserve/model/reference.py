@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from airserve import contract
-from airserve.model.retrieval import TIE_STEP
+from airserve.contract import TIE_STEP
 from airserve.model.tree import SECONDS_PER_DAY
 
 Vector = Sequence[float]

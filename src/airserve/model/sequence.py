@@ -2,8 +2,8 @@
 
 A causal transformer over the last `window` behaviours. Attention knows order through a learned bias per distance, not
 through absolute positions, so every position is trained as if it were the last, and serving needs only the last one.
-The window has a fixed size in serving: every row is gathered so that its last behaviour is at the end, however it was
-padded, and the cost (4 M multiply-adds at T=64, H=64) does not depend on L.
+The window has a fixed size in serving, its last behaviour at the end, so the cost (4 M multiply-adds at H=64) does not
+depend on L.
 
 Shapes: B requests, L behaviours, T window, C candidates, H width, E item vector size, N catalogue rows, G heads,
 Z steps of the gap code.
@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,8 +24,6 @@ from airserve import contract
 from airserve.errors import UserError
 from airserve.model.gather import every_row, gather_rows
 
-GAP_STEPS_S = tuple(60.0 * 4.0**step for step in range(12))
-"""One minute to eight years; a gap's code says which of these it reaches."""
 MASKED_LOGIT = -1e4
 
 
@@ -38,8 +37,6 @@ class SequenceSettings:
     """Attention heads; divides `width`."""
     blocks: int = 2
     """Transformer blocks."""
-    window: int = 64
-    """T, behaviours the tower looks back at."""
     dropout: float = 0.2
     """During training."""
     temperature: float = 0.1
@@ -47,17 +44,22 @@ class SequenceSettings:
     and rare items are not held down by short vectors (figures in docs/LOG.md). 0: plain dot products, as in SASRec."""
     use_item_vectors: bool = True
     """Add a projection of the items' text and intent vectors to their learned ids; False: ids only."""
+    id_dropout: float = 0.15
+    """Share of the items that a training step sees without their learned ids, drawn anew each step: whole items, not
+    positions, so that title and intents alone learn to carry an item that has no id yet."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.blocks, self.window) < 1 or self.width % self.heads:
+        if min(self.width, self.heads, self.blocks) < 1 or self.width % self.heads:
             raise UserError(
                 "SequenceSettings",
-                expected="width, heads, blocks, window >= 1 and heads dividing width",
-                got=f"{self.width}, {self.heads}, {self.blocks}, {self.window}",
+                expected="width, heads, blocks >= 1 and heads dividing width",
+                got=f"{self.width}, {self.heads}, {self.blocks}",
                 remedy="change the settings",
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError("dropout", expected="0 <= dropout < 1", got=str(self.dropout), remedy="change the settings")
+        for name in ("dropout", "id_dropout"):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise UserError(name, expected=f"0 <= {name} < 1", got=str(share), remedy="change the settings")
         if self.temperature < 0:
             raise UserError("temperature", expected=">= 0", got=str(self.temperature), remedy="change the settings")
 
@@ -72,41 +74,78 @@ def scaled(x: Tensor, temperature: float) -> Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) * temperature + 1e-12)
 
 
+class IdVectors(nn.Module):
+    """Learned vectors of things that have a number, and one learned vector, *none*, for all others.
+
+    Others are rows that training never saw, reserved rows, and in training the share that is dropped in a step.
+
+    Args:
+        rows: N.
+        width: H.
+        std: of the initial vectors; 0: all start as nothing.
+        drop_share: of the things that a training step sees without their number.
+    """
+
+    def __init__(self, rows: int, width: int, *, std: float, drop_share: float) -> None:
+        super().__init__()
+        self.weight_NH = nn.Parameter(torch.randn(rows, width) * std)
+        self.none_H = nn.Parameter(torch.randn(width) * std)
+        self.register_buffer("known_N", torch.ones(rows, dtype=torch.bool))
+        self.drop_share = drop_share
+        self._salt = 0
+
+    def set_known(self, known_N: Tensor) -> None:
+        """Say which rows training sees, bool [N]; the others are *none*, for good."""
+        cast(Tensor, self.known_N).copy_(known_N)
+
+    def redraw(self, rng: np.random.Generator) -> None:
+        """Draw anew what is dropped; once a training step."""
+        self._salt = int(rng.integers(1 << 31))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Vectors of int rows [...]; float32 [..., H]."""
+        has = cast(Tensor, self.known_N)[rows.long()]
+        if self.training and self.drop_share:
+            has = has & ~dropped(rows, self._salt, self.drop_share)
+        return torch.where(has.unsqueeze(-1), F.embedding(rows, self.weight_NH), self.none_H)
+
+
+def dropped(rows: Tensor, salt: int, share: float) -> Tensor:
+    """Which rows a share drops, bool in the shape of `rows`: the same answer for a row wherever it stands.
+
+    A hash (the finaliser of MurmurHash3) instead of a draw for all N rows, of which a step sees a few thousand.
+    """
+    mask = 0xFFFFFFFF
+    hashed = (rows.long() * 0x9E3779B1 + salt) & mask
+    hashed = ((hashed ^ (hashed >> 16)) * 0x85EBCA6B) & mask
+    hashed = ((hashed ^ (hashed >> 13)) * 0xC2B2AE35) & mask
+    return (hashed ^ (hashed >> 16)) < int(share * (1 << 32))
+
+
 class ItemTokens(nn.Module):
-    """Catalogue row -> token: a learned id embedding plus a projection of the item's frozen vector."""
+    """Catalogue row -> token: a learned id vector plus a projection of the item's frozen vector."""
 
     def __init__(self, item_vectors_NE: Tensor, settings: SequenceSettings) -> None:
         super().__init__()
         rows, size = item_vectors_NE.shape
         self.register_buffer("vectors_NE", item_vectors_NE, persistent=False)
-        self.ids = nn.Embedding(rows, settings.width)
-        nn.init.normal_(self.ids.weight, std=0.02)
+        self.ids = IdVectors(rows, settings.width, std=0.02, drop_share=settings.id_dropout)
+        self.ids.set_known(torch.arange(rows) >= contract.FIRST_ITEM_ROW)
         self.project = nn.Linear(size, settings.width, bias=False) if settings.use_item_vectors else None
         self.temperature = settings.temperature
 
     def forward(self, rows: Tensor) -> Tensor:
         """Tokens of int32 rows [...]; float32 [..., H]."""
-        tokens: Tensor = self.ids(rows)
-        if self.project is not None:
-            tokens = tokens + self.project(F.embedding(rows, cast(Tensor, self.vectors_NE)))
-        return scaled(tokens, self.temperature)
+        return self.encode(self.ids(rows), F.embedding(rows, cast(Tensor, self.vectors_NE)))
+
+    def encode(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """Tokens float32 [..., H] of id vectors [..., H] and frozen vectors [..., E]."""
+        return scaled(ids if self.project is None else ids + self.project(vectors), self.temperature)
 
     def table(self) -> Tensor:
-        """All tokens, float32 [N, H]: what serving gathers from."""
+        """All tokens, float32 [N, H]."""
         table_NH: Tensor = self(every_row(cast(Tensor, self.vectors_NE)))
         return table_NH
-
-
-class FoldedTokens(nn.Module):
-    """Tokens computed once, for serving."""
-
-    def __init__(self, table_NH: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("table_NH", table_NH.detach().clone())
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Tokens of int32 rows [...]; float32 [..., H]."""
-        return F.embedding(rows, cast(Tensor, self.table_NH))
 
 
 class Block(nn.Module):
@@ -120,7 +159,7 @@ class Block(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.distance_GT = nn.Parameter(torch.zeros(settings.heads, settings.window))
+        self.distance_GT = nn.Parameter(torch.zeros(settings.heads, contract.WINDOW))
         self.feed_norm = nn.LayerNorm(width)
         self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
         self.dropout = nn.Dropout(settings.dropout)
@@ -167,12 +206,12 @@ class SequenceModel(nn.Module):
     def __init__(self, item_vectors_NE: Tensor, settings: SequenceSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.items: nn.Module = ItemTokens(item_vectors_NE, settings)
+        self.items = ItemTokens(item_vectors_NE, settings)
         self.actions = nn.Embedding(contract.N_ACTIONS, settings.width)
         nn.init.normal_(self.actions.weight, std=0.02)
-        self.gaps = nn.Linear(len(GAP_STEPS_S), settings.width, bias=False)
+        self.gaps = nn.Linear(len(contract.GAP_STEPS_S), settings.width, bias=False)
         nn.init.normal_(self.gaps.weight, std=0.02)
-        self.register_buffer("gap_steps_Z", torch.tensor(GAP_STEPS_S), persistent=False)
+        self.register_buffer("gap_steps_Z", torch.tensor(contract.GAP_STEPS_S), persistent=False)
         self.input_norm = nn.LayerNorm(settings.width)
         self.input_dropout = nn.Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
@@ -182,7 +221,7 @@ class SequenceModel(nn.Module):
         """User vectors after each behaviour.
 
         Args:
-            rows_BT: int32, oldest first, `PAD_ROW` at the start of short rows; T <= window.
+            rows_BT: int32, oldest first, `PAD_ROW` at the start of short rows; T <= `contract.WINDOW`.
             actions_BT: int32.
             ages_s_BT: float32, seconds; only differences matter.
             last_only: only after the last behaviour.
@@ -207,6 +246,10 @@ class SequenceModel(nn.Module):
         y_BTH: Tensor = scaled(self.out_norm(x_BTH), self.settings.temperature) * real_BT.unsqueeze(-1).float()
         return y_BTH
 
+    def redraw(self, rng: np.random.Generator) -> None:
+        """Draw anew which items are seen without their ids; once a training step."""
+        self.items.ids.redraw(rng)
+
     def user_vector(self, rows_BL: Tensor, actions_BL: Tensor, ages_s_BL: Tensor) -> Tensor:
         """The user's vector now, from histories padded at the end (as the lookup step pads them).
 
@@ -218,7 +261,7 @@ class SequenceModel(nn.Module):
         Returns:
             float32 [B, H]; zeros for an empty history.
         """
-        length, window = rows_BL.shape[1], self.settings.window
+        length, window = rows_BL.shape[1], contract.WINDOW
         place_L = torch.arange(1, length + 1, dtype=torch.int32, device=rows_BL.device)
         last_B1 = ((rows_BL != contract.PAD_ROW).int() * place_L).amax(1, keepdim=True) - 1
         index_BT = last_B1 + torch.arange(1 - window, 1, dtype=torch.int32, device=rows_BL.device)

@@ -1,8 +1,8 @@
 """Weigh the nodes of a request's unified intent tree.
 
 The lookup step has merged the behaviours' intent paths into R chains over U distinct nodes. Here each node gets its
-weight from the behaviours that support it. Support is found with two comparisons and one matrix product,
-O(B*L*R*U) multiply-adds (1 M at L=128, R=64, U=128), with no scatter, so that TensorRT compiles it.
+weight from the behaviours that support it, with a gradient for what is learned. Served weights come from
+`airserve/table/tree.py`, which computes the same without one; a property test holds the two equal.
 
 Shapes: B requests, L behaviours, P paths per behaviour, R chains, D levels, U nodes.
 """

@@ -14,7 +14,6 @@ import ast
 import hashlib
 import inspect
 import json
-import os
 import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -27,10 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from airserve.artifacts import RUN_FILE, RUN_STATE_FILE
+from airserve.files import atomic_path, atomic_stream, write_json
 from airserve.study.protocol import Ranks
-from airserve.training.checkpoint import write_json
 
-RUN, STATE = "run.json", "state.safetensors"
 State = dict[str, Tensor]
 
 
@@ -67,7 +66,7 @@ class Run:
     def report(self) -> dict[str, Any] | None:
         """How the training went; None while it is not finished."""
         try:
-            report: dict[str, Any] = json.loads((self.folder / RUN).read_text(encoding="utf-8"))
+            report: dict[str, Any] = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
             return report
         except (OSError, ValueError):
             return None
@@ -75,18 +74,16 @@ class Run:
     def state(self) -> State | None:
         """What was learned; None where it is missing or damaged."""
         try:
-            state: State = load_file(self.folder / STATE)
+            state: State = load_file(self.folder / RUN_STATE_FILE)
             return state
         except (OSError, SafetensorError):
             return None
 
     def finish(self, state: Mapping[str, Tensor], report: dict[str, Any]) -> None:
         """Keep a finished training and drop what it would have been resumed from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{STATE}.tmp-{os.getpid()}"
-        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, temporary)
-        os.replace(temporary, self.folder / STATE)
-        write_json(self.folder / RUN, report)
+        with atomic_path(self.folder / RUN_STATE_FILE) as part:
+            save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, part)
+        write_json(self.folder / RUN_FILE, report)
         for left in self.folder.glob("resume-*"):
             left.unlink()
 
@@ -100,11 +97,8 @@ class Run:
 
     def keep_ranks(self, protocol: str, ranks: Ranks) -> None:
         """Write ranks atomically."""
-        path = self._ranks_path(protocol)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        with temporary.open("wb") as stream:
+        with atomic_stream(self._ranks_path(protocol)) as stream:
             np.savez_compressed(stream, drawn_WX=ranks.drawn_WX, full_X=ranks.full_X)
-        os.replace(temporary, path)
 
     def _ranks_path(self, protocol: str) -> Path:
         return self.folder / f"ranks-{protocol}.npz"

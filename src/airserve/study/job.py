@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from airserve.errors import UserError
-from airserve.study.metrics import Bootstrap
-from airserve.study.models import Study
+from airserve.files import write_json
 from airserve.study.report import headline, results_json
 from airserve.study.run import Results, Runner, run_study
+from airserve.study.subject import Study
 from airserve.study.truth import compare_with_truth
-from airserve.training.checkpoint import write_json
+from airserve.training.evaluation import Bootstrap
 
 logger = logging.getLogger("evaluate_ranker")
 

@@ -46,7 +46,7 @@ def fit_with_bce(training: Training, model: SequenceModel, state_path: Path, mar
         "training with BCE",
         model,
         model.parameters(),
-        sequence_batches(log, training.task, window=s.ranker.sequence.window, batch=size),
+        sequence_batches(log, training.task, window=contract.WINDOW, batch=size),
         lambda batch, rng: bce_loss(model, batch, log.candidate_rows, rng),
         lambda: training._valid_ndcg(sequence_scorer(model)),
         s.sequence_fit,

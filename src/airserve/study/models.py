@@ -5,16 +5,15 @@ takes that model's run of the same seed, so that AIR, its controls and its ablat
 The base sees title vectors only: intents enter through the intent stage alone.
 """
 
-# ruff: noqa: N815 - tensors are named name_AXES, fields too
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,94 +28,35 @@ import airserve.model.sequence
 import airserve.model.tree
 import airserve.study.losses
 import airserve.study.variants
+import airserve.table.intents
 import airserve.table.tree
-import airserve.training.evaluation
 import airserve.training.loop
 from airserve.model.ranker import Ranker
 from airserve.model.sequence import SequenceModel
-from airserve.study import losses, metrics, protocol, variants
-from airserve.study.cache import State, digest, source_digest
-from airserve.study.protocol import TestSet
-from airserve.table.lookup import IntentTable
-from airserve.training import baselines, checkpoint, examples, objectives, stages
-from airserve.training.device import CPU
+from airserve.study import losses, variants
+from airserve.study.cache import State, source_digest
+from airserve.study.subject import Study
+from airserve.table import company
+from airserve.table.company import Company
+from airserve.table.intents import IntentTable
+from airserve.training import baselines, blend, checkpoint, evaluation, examples, objectives, stages
 from airserve.training.evaluation import Scorer
-from airserve.training.examples import Log, Task, find_task
 from airserve.training.loop import FitReport
-from airserve.training.stages import Training, TrainSettings
+from airserve.training.measure import AIR
+from airserve.training.stages import Training
 
 Array = npt.NDArray[Any]
 Report = dict[str, Any]
 Given = Mapping[str, State]
 """The trained models that another one needs, by name."""
 BASE, APART = "sasrec_id_text", "sasrec_apart"
-NO_LIMIT_MINUTES = 1e6
-"""A study's trainings end by their epochs, never by the clock: else results would depend on the machine's load."""
-TUNING_DRAWS = 3
-VALIDATION = (airserve.training.evaluation, Training.__init__, Training._valid_ndcg)
+WARM_BASE, WARM_APART = "sasrec_warm", "sasrec_warm_apart"
+"""The same without id dropout."""
+VALIDATION = (
+    evaluation.draw_candidates, evaluation.rivals, evaluation.target_ranks, evaluation.rank_targets, evaluation.gains,
+    evaluation.expected_gains, evaluation.popularity_weights, Training.__init__, Training._valid_ndcg,
+)  # fmt: skip
 """What chooses a checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What all models of a study share."""
-
-    table: IntentTable
-    """The intents."""
-    titles_NE: Array
-    """float32 [N + 2, E], title vectors in catalogue rows."""
-    log: Log
-    train: TrainSettings = field(default_factory=TrainSettings)
-    protocol: protocol.Protocol = field(default_factory=protocol.Protocol)
-    source: str = "given tables"
-    """What made the intents."""
-    device: torch.device = CPU
-    """Where models are trained and scored."""
-
-    @cached_property
-    def task(self) -> Task:
-        """What the targets look like, read off the `valid` split."""
-        return find_task(self.log)
-
-    @cached_property
-    def test(self) -> TestSet:
-        """The targets that are reported."""
-        return TestSet(log=self.log, task=self.task, split="test", protocol=self.protocol)
-
-    @cached_property
-    def valid(self) -> TestSet:
-        """The targets that baselines are tuned on."""
-        few = replace(self.protocol, draws=min(TUNING_DRAWS, self.protocol.draws))
-        return TestSet(log=self.log, task=self.task, split="valid", protocol=few)
-
-    @cached_property
-    def data_digest(self) -> str:
-        """Of the log and the title vectors."""
-        return digest([self.log.digest().hex(), digest(np.asarray(self.titles_NE).tobytes().hex())])
-
-    @cached_property
-    def table_digest(self) -> str:
-        """Of the intents."""
-        arrays = self.table.arrays
-        parts = (
-            arrays.kinds,
-            arrays.kind_paths,
-            arrays.item_paths,
-            arrays.paths,
-            arrays.node_vectors,
-            arrays.item_vectors,
-        )
-        return digest([np.ascontiguousarray(part).tobytes().hex() for part in parts])
-
-    @property
-    def protocol_digest(self) -> str:
-        """Of everything that ranks depend on beside the model."""
-        return digest([asdict(self.protocol), source_digest([protocol])])
-
-    def training(self, table: IntentTable, seed: int, folder: Path, mark: str) -> Training:
-        """The library's training on one of the study's tables, resumable, without a time limit."""
-        settings = replace(self.train, seed=seed, minutes_budget=NO_LIMIT_MINUTES)
-        return Training(table, self.log, settings, folder, mark, self.device)
 
 
 class Model(Protocol):
@@ -156,7 +96,7 @@ class Counted:
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
-        return [study.data_digest, dict(self.grid), source_digest([baselines, metrics.gain, self.make])]
+        return [study.data_digest, dict(self.grid), source_digest([baselines, evaluation.gains, self.make])]
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
         """See `Model`."""
@@ -164,7 +104,7 @@ class Counted:
         for values in product(*self.grid.values()):
             choice = dict(zip(self.grid, values, strict=True))
             found = study.valid.rank(self.make(study, choice), study.table, title=f"tuning {self.label}", batch=16)
-            tried.append({**choice, "valid_ndcg10": round(float(metrics.gain(found.drawn_WX, 10).mean()), 5)})
+            tried.append({**choice, "valid_ndcg10": round(float(evaluation.gains(found.drawn_WX).mean()), 5)})
         best = max(tried, key=lambda one: one["valid_ndcg10"])
         chosen = {name: best[name] for name in self.grid}
         return {}, {"tuning": {"metric": "NDCG@10 on valid", "grid": tried, "chosen": chosen}}
@@ -184,6 +124,8 @@ class Sequential:
     """Binary cross entropy with one uniform negative a position, as in the SASRec paper, instead of sampled softmax."""
     apart: bool = False
     """Without the users that the intent stage learns from, see `TrainSettings.apart_share`."""
+    cold: bool = True
+    """Trained for cold items too, with id dropout."""
     seeded: bool = True
     needs: tuple[str, ...] = ()
 
@@ -198,12 +140,15 @@ class Sequential:
         code += [airserve.study.losses] if self.bce else []
         sizes = [asdict(s.ranker.sequence), asdict(s.sequence_fit), s.sequence_negatives, s.sequence_batch]
         which = [s.apart_share, source_digest([Training.is_apart, Training.fit_apart])] if self.apart else []
-        return [study.data_digest, self.use_titles, self.bce, sizes, s.steps_per_epoch, s.valid_examples,
+        return [study.data_digest, self.use_titles, self.bce, self.cold, sizes, s.steps_per_epoch, s.valid_examples,
                 s.valid_as_popular_as_training, source_digest(code), *which]  # fmt: skip
 
     def network(self, study: Study) -> SequenceModel:
         """An untrained one."""
         settings = replace(study.train.ranker.sequence, use_item_vectors=self.use_titles)
+        # An item that has nothing but its id cannot do without it.
+        if not (self.use_titles and self.cold):
+            settings = replace(settings, id_dropout=0.0)
         if self.bce:  # as published: plain dot products
             settings = replace(settings, temperature=0.0)
         return SequenceModel(torch.from_numpy(np.array(study.titles_NE)), settings).to(study.device)
@@ -228,7 +173,7 @@ class Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class Intents:
-    """AIR's intent stage on the base, with its own table and switches."""
+    """AIR's intent stage, with its own table and switches; trained for a `Blended`, not reported by itself."""
 
     label: str
     variant: str = "true"
@@ -236,21 +181,27 @@ class Intents:
     use_tree: bool = True
     use_target: bool = True
     seeded: bool = True
-    needs: tuple[str, ...] = (BASE, APART)
+    cold: bool = True
+    """Trained for cold items too, with id dropout."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return (BASE, APART) if self.cold else (WARM_BASE, WARM_APART)
 
     def depends_on(self, study: Study) -> object:
         """See `Model`."""
         code = [
             airserve.model.ranker, airserve.model.composition, airserve.model.retrieval, airserve.model.tree,
-            airserve.model.losses, airserve.training.loop, airserve.table.tree, variants,
+            airserve.model.losses, airserve.training.loop, airserve.table.intents, airserve.table.tree, variants,
             examples.rank_batches, examples.make_request, examples.history, examples.training_targets,
             examples.last_of_users, objectives.intent_loss, Training.fit_intents, Training.is_apart,
-            Training.choose_blend, stages.summed,
+            stages.summed,
             checkpoint.new_ranker, checkpoint.item_nodes, *VALIDATION,
         ]  # fmt: skip
         s = asdict(study.train)
         settings = {name: value for name, value in s.items() if not name.startswith("sequence")}
-        return [study.data_digest, study.table_digest, self.variant, self.use_tree, self.use_target,
+        return [study.data_digest, study.table_digest, self.variant, self.use_tree, self.use_target, self.cold,
                 settings, source_digest(code)]  # fmt: skip
 
     def table(self, study: Study, seed: int) -> IntentTable:
@@ -261,9 +212,16 @@ class Intents:
 
     def network(self, study: Study, table: IntentTable, given: Given) -> Ranker:
         """An untrained intent stage on a trained base."""
-        settings = replace(study.train.ranker, use_intents=True, use_tree=self.use_tree, use_target=self.use_target)
+        sequence = study.train.ranker.sequence if self.cold else replace(study.train.ranker.sequence, id_dropout=0.0)
+        settings = replace(
+            study.train.ranker,
+            sequence=sequence,
+            use_intents=True,
+            use_tree=self.use_tree,
+            use_target=self.use_target,
+        )
         ranker = checkpoint.new_ranker(table, settings, torch.from_numpy(np.array(study.titles_NE)))
-        ranker.base.load_state_dict(given[BASE])
+        ranker.base.load_state_dict(given[self.needs[0]])
         return ranker.to(study.device)
 
     def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
@@ -272,25 +230,77 @@ class Intents:
         table = self.table(study, seed)
         ranker = self.network(study, table, given)
         apart = copy.deepcopy(ranker.base)
-        apart.load_state_dict(given[APART])
+        apart.load_state_dict(given[self.needs[1]])
         report = study.training(table, seed, folder, mark).fit_intents(ranker, 1.0, apart)
         whole = checkpoint.on_cpu(ranker.state_dict())
         state = {name: tensor for name, tensor in whole.items() if not name.startswith("base.")}
-        learned = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
-        blend = {"base": float(state["base_scale"]), "intents": float(state["intent_scale"])}
-        return state, {"fit": fit_report(report), "blend": blend, "parameters": learned, "table_seed": seed}
+        return state, {"fit": fit_report(report), "parameters": parameters_beside_base(ranker), "table_seed": seed}
 
-    def trained(self, study: Study, state: State, report: Report, given: Given) -> tuple[Ranker, IntentTable]:
-        """The whole ranker, base and intent stage."""
-        table = self.table(study, report["table_seed"])
+    def assembled(self, study: Study, table: IntentTable, given: Given, state: State) -> Ranker:
+        """The whole ranker, base and intent stage, in evaluation mode."""
         ranker = self.network(study, table, given)
-        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in given[BASE].items()}})
-        return ranker.eval(), table
+        ranker.load_state_dict({**state, **{f"base.{name}": tensor for name, tensor in given[self.needs[0]].items()}})
+        return ranker.eval()
 
     def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
         """See `Model`."""
-        ranker, table = self.trained(study, state, report, given)
-        return stages.air_scorer(ranker), table
+        table = self.table(study, report["table_seed"])
+        return stages.air_scorer(self.assembled(study, table, given, state)), table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blended:
+    """Base, an intent stage and what is met together, weighed on valid: what `train_ranker` makes."""
+
+    label: str
+    stage: str
+    """The intent stage, of `HELPERS`."""
+    seeded: bool = True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return (*HELPERS[self.stage].needs, self.stage)
+
+    def depends_on(self, study: Study) -> object:
+        """See `Model`."""
+        code = [blend, company, baselines.neighbour_scorer, Training.choose_blend, stages.intent_scorer,
+                stages.air_scorer]  # fmt: skip
+        return [study.data_digest, study.table_digest, source_digest(code)]
+
+    def learn(self, study: Study, seed: int, folder: Path, mark: str, given: Given) -> tuple[State, Report]:
+        """See `Model`; chooses the weights."""
+        stage = self._stage()
+        table = stage.table(study, seed)
+        ranker = stage.assembled(study, table, given, given[self.stage])
+        chosen = study.training(table, seed, folder, mark).choose_blend(ranker).company
+        scales = {"base": float(ranker.base_scale), "intents": float(cast(torch.Tensor, ranker.intent_scale))}
+        parameters = parameters_beside_base(ranker)
+        return {}, {"blend": scales, "company": asdict(chosen), "parameters": parameters, "table_seed": seed}
+
+    def _stage(self) -> Intents:
+        stage = HELPERS[self.stage]
+        assert isinstance(stage, Intents)
+        return stage
+
+    def trained(self, study: Study, report: Report, given: Given) -> tuple[Ranker, IntentTable]:
+        """The whole ranker with its weights."""
+        stage = self._stage()
+        table = stage.table(study, report["table_seed"])
+        ranker = stage.assembled(study, table, given, given[self.stage])
+        ranker.base_scale.data.fill_(report["blend"]["base"])
+        cast(torch.Tensor, ranker.intent_scale).fill_(report["blend"]["intents"])
+        return ranker, table
+
+    def scorer(self, study: Study, state: State, report: Report, given: Given) -> tuple[Scorer, IntentTable]:
+        """See `Model`."""
+        ranker, table = self.trained(study, report, given)
+        return stages.air_scorer(ranker, study.log, Company(**report["company"])), table
+
+
+def parameters_beside_base(ranker: Ranker) -> int:
+    """How many numbers the intent stage learns."""
+    return sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("base."))
 
 
 def fit_report(report: FitReport) -> Report:
@@ -311,7 +321,7 @@ def _popularity(study: Study, choice: Mapping[str, float]) -> Scorer:
 
 def _item_knn(study: Study, choice: Mapping[str, float]) -> Scorer:
     recency = baselines.Recency(last=int(choice["last"]), decay=choice["decay"])
-    return baselines.neighbour_scorer(baselines.cosine_neighbours(study.log, choice["shrinkage"]), recency)
+    return baselines.neighbour_scorer(baselines.log_neighbours(study.log, choice["shrinkage"]), recency)
 
 
 def _text_cosine(study: Study, choice: Mapping[str, float]) -> Scorer:
@@ -332,13 +342,25 @@ MODELS: dict[str, Model] = {
     "sasrec_id_bce": Sequential(label="SASRec (ID), BCE", use_titles=False, bce=True),
     "sasrec_id": Sequential(label="SASRec (ID)", use_titles=False),
     BASE: Sequential(label="SASRec (ID + text)", use_titles=True),
-    "no_intents": Intents(label="re-ranker without intents", variant="items"),
-    "air_shuffled": Intents(label="AIR, intents shuffled", variant="shuffled"),
-    "air_no_tree": Intents(label="AIR without tree", use_tree=False),
-    "air_no_target": Intents(label="AIR without target-aware retrieval", use_target=False),
-    "air_neither": Intents(label="AIR without both", use_tree=False, use_target=False),
-    stages.AIR: Intents(label="AIR"),
+    "air_warm": Blended(label="AIR, not trained for cold items", stage="stage_warm"),
+    "no_intents": Blended(label="re-ranker without intents", stage="stage_no_intents"),
+    "air_shuffled": Blended(label="AIR, intents shuffled", stage="stage_shuffled"),
+    "air_no_tree": Blended(label="AIR without tree", stage="stage_no_tree"),
+    "air_no_target": Blended(label="AIR without target-aware retrieval", stage="stage_no_target"),
+    "air_neither": Blended(label="AIR without both", stage="stage_neither"),
+    AIR: Blended(label="AIR", stage="stage_air"),
 }
 """In the order of the report."""
-HELPERS: dict[str, Model] = {APART: Sequential(label="base of other users", use_titles=True, apart=True)}
+HELPERS: dict[str, Model] = {
+    APART: Sequential(label="base of other users", use_titles=True, apart=True),
+    WARM_BASE: Sequential(label="base without id dropout", use_titles=True, cold=False),
+    WARM_APART: Sequential(label="base of other users, no id dropout", use_titles=True, cold=False, apart=True),
+    "stage_warm": Intents(label="stage without id dropout", cold=False),
+    "stage_no_intents": Intents(label="stage without intents", variant="items"),
+    "stage_shuffled": Intents(label="stage of shuffled intents", variant="shuffled"),
+    "stage_no_tree": Intents(label="stage without tree", use_tree=False),
+    "stage_no_target": Intents(label="stage without target", use_target=False),
+    "stage_neither": Intents(label="stage without both", use_tree=False, use_target=False),
+    "stage_air": Intents(label="stage of AIR"),
+}
 """Trained for the sake of others; not reported."""

@@ -5,7 +5,6 @@ Colours are the colour-blind safe set of Okabe and Ito; AIR is always the same o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from airserve.files import atomic_path, write_text
 from airserve.study.metrics import METRICS, SLICE_TITLES
-from airserve.training.stages import AIR
+from airserve.training.measure import AIR
 
 Results = Mapping[str, Any]
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#D55E00", "#0072B2", "#009E73"
@@ -64,9 +64,8 @@ def _style(width: float, height: float, columns: int = 1, *, sharey: bool = Fals
 
 def _save(figure: Figure, path: Path) -> None:
     """Write atomically, the same bytes each time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None})
-    os.replace(temporary, path)
+    with atomic_path(path) as part:
+        figure.savefig(part, format=path.suffix[1:], metadata={"Date": None})
     plt.close(figure)
 
 
@@ -206,6 +205,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def _left_out(sample: Mapping[str, Any]) -> list[str]:
+    """What a study's training log is without, as sentences."""
+    said = []
+    if sample.get("thin", 1.0) < 1.0:
+        said.append(f"{100 * sample['thin']:g} % of the training users are kept.")
+    if sample.get("cold_items"):
+        said.append(f"{100 * sample['cold_items']:g} % of the items are cold: nothing is learned from their events.")
+    return said
+
+
 def markdown(results: Results) -> str:
     """The tables of a study: metrics, AIR minus the others, slices, what was chosen on valid, where it was made."""
     data, made = results["data"], results["provenance"]
@@ -220,6 +229,7 @@ def markdown(results: Results) -> str:
         f"{results['protocol']['negatives']} negatives. Intents: {data['intents']}. Commit {made['commit'][:12]}"
         f"{' with uncommitted changes' if made['uncommitted_changes'] else ''}, torch {made['packages']['torch']}, "
         f"{made['cpu']}.",
+        *_left_out(data.get("sample", {})),
         "",
     ]
     models = results["models"]
@@ -297,7 +307,6 @@ def _differences(results: Results) -> list[str]:
 
 def write_figures(results: Results, out: Path) -> list[str]:
     """Write everything that can be drawn of a study into a folder; returns the files' names."""
-    out.mkdir(parents=True, exist_ok=True)
     drawings = {"models.svg": plot_models, "training.svg": plot_training}
     if AIR in results["models"] and len(results["models"]) > 1:
         drawings["differences.svg"] = plot_differences
@@ -308,7 +317,5 @@ def write_figures(results: Results, out: Path) -> list[str]:
     for name, draw in drawings.items():
         draw(results, out / name)
     table = out / "README.md"
-    temporary = table.with_name(f".{table.name}.{os.getpid()}")
-    temporary.write_text(markdown(results) + "\n", encoding="utf-8")
-    os.replace(temporary, table)
+    write_text(table, markdown(results) + "\n")
     return [*drawings, table.name]

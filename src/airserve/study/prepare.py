@@ -15,20 +15,29 @@ import pyarrow.compute as pc
 import torch
 
 from airserve import contract
+from airserve.artifacts import (
+    BEHAVIOURS_FILE,
+    INTENTS_FOLDER,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    PROJECTION_FILE,
+    TITLE_VECTORS_FILE,
+)
 from airserve.data.importers import import_folder
-from airserve.data.schema import BEHAVIOURS_FILE, ITEMS_FILE, Dataset, load_dataset, write_parquet
+from airserve.data.schema import Dataset, load_dataset, write_parquet
 from airserve.errors import ArtifactError
+from airserve.files import write_json
 from airserve.intents.derived import SOURCE, DeriveSettings, derive_folder
 from airserve.model.ranker import RankerSettings
 from airserve.model.sequence import SequenceSettings
-from airserve.study.models import Study
 from airserve.study.protocol import Protocol
-from airserve.table.build import PROJECTION_FILE, SERVING_FOLDER, TITLES_FILE, BuildSettings, build_tables
+from airserve.study.sample import Sample, is_held_out
+from airserve.study.subject import Study
+from airserve.table.build import BuildSettings, build_tables
 from airserve.table.embed import BUNDLED, SentenceEmbedder, embed_texts
-from airserve.table.format import MANIFEST_NAME, file_sha256
-from airserve.table.lookup import IntentTable
+from airserve.table.format import file_sha256
+from airserve.table.intents import IntentTable
 from airserve.table.vectors import Projection, save_titles
-from airserve.training.checkpoint import write_json
 from airserve.training.device import CPU
 from airserve.training.examples import Log, make_log, without_training
 from airserve.training.loop import FitSettings
@@ -54,7 +63,7 @@ def title_vectors(tables: Path, items: Any, cache: Path | None) -> npt.NDArray[n
     Raises:
         ArtifactError: if the projection is of an embedder other than the bundled one, or the rows do not match.
     """
-    path = tables / TITLES_FILE
+    path = tables / TITLE_VECTORS_FILE
     count = items.num_rows + contract.FIRST_ITEM_ROW
     if not path.exists():
         projection = Projection.load(tables / PROJECTION_FILE)
@@ -91,10 +100,9 @@ def write_visible(dataset: Dataset, out: Path, *, learn_from_held_out: bool) -> 
     What makes intents of behaviour gets this folder, so that no held-out event can reach it.
     """
     behaviours = dataset.behaviours
-    held_out = pc.filter(behaviours["user_id"], pc.not_equal(behaviours["split"], "train"))
     visible = pc.equal(behaviours["split"], "train")
     if not learn_from_held_out:
-        visible = pc.and_(visible, pc.invert(pc.is_in(behaviours["user_id"], value_set=held_out.combine_chunks())))
+        visible = pc.and_(visible, pc.invert(is_held_out(behaviours)))
     write_parquet(dataset.items, out / ITEMS_FILE)
     write_parquet(behaviours.filter(visible), out / BEHAVIOURS_FILE)
 
@@ -113,7 +121,7 @@ def make_tables(data: Path, work: Path, source: IntentSource, name: str) -> Path
     """
     tables, memory = work / "tables", work / "tables.json"
     mark = {"source": name, "files": [file_sha256(data / file) for file in (ITEMS_FILE, BEHAVIOURS_FILE)]}
-    if (tables / SERVING_FOLDER / MANIFEST_NAME).exists() and memory.exists():
+    if (tables / INTENTS_FOLDER / MANIFEST_FILE).exists() and memory.exists():
         with suppress(ValueError):
             if json.loads(memory.read_text(encoding="utf-8")) == mark:
                 return tables
@@ -130,7 +138,7 @@ def prepare(
     *,
     train: TrainSettings,
     protocol: Protocol,
-    learn_from_held_out: bool = False,
+    sample: Sample | None = None,
     device: torch.device = CPU,
 ) -> Study:
     """Make a study of a folder in any format that `import_folder` reads.
@@ -141,27 +149,41 @@ def prepare(
         work: folder for the imported data, the tables and the embedded texts.
         train: sizes and schedule.
         protocol: the test protocol.
-        learn_from_held_out: also learn from the histories of valid and test users (never from their targets).
+        sample: what is learned from; by default all but the held-out users.
         device: where models are trained and scored.
 
     Raises:
         DataError: if the data are not in their documented format, or have no test or valid targets.
         ArtifactError: if the tables are missing, damaged or of other items.
     """
+    sample = sample or Sample()
     report = import_folder(data, work / "data")
     logger.info("%s: %d items, %d events, %d test targets", data, report.items, report.behaviours, report.test)
-    dataset = load_dataset(work / "data")
+    whole = load_dataset(work / "data")
+    dataset = sample.of(whole)
+    logger.info("%d of %d events are left, %s", dataset.behaviours.num_rows, whole.behaviours.num_rows, sample)
+    if sample.cold_items and isinstance(tables, Path):
+        logger.warning("%s: nothing tells whether these intents were made without the cold items' events", tables)
     source = "given tables" if isinstance(tables, Path) else tables[0]
     if not isinstance(tables, Path):
-        write_visible(dataset, work / "visible", learn_from_held_out=learn_from_held_out)
+        write_visible(dataset, work / "visible", learn_from_held_out=sample.learn_from_held_out)
         tables = make_tables(work / "visible", work, tables[1], tables[0])
-    table = IntentTable.open(tables / SERVING_FOLDER)
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     titles_NE = title_vectors(tables, dataset.items, work / "embeddings")
     log = make_log(dataset.items, dataset.behaviours, table)
-    if not learn_from_held_out:
+    if not sample.learn_from_held_out:
         log = without_held_out_histories(log)
+    cold_rows = table.rows(sample.cold_ids(dataset.items))
     study = Study(
-        table=table, titles_NE=titles_NE, log=log, train=train, protocol=protocol, source=source, device=device
+        table=table,
+        titles_NE=titles_NE,
+        log=log,
+        sample=sample,
+        cold_rows=np.sort(cold_rows[cold_rows >= contract.FIRST_ITEM_ROW]),
+        train=train,
+        protocol=protocol,
+        source=source,
+        device=device,
     )
     logger.info("%d test targets, %d valid targets", len(study.test.targets), len(study.valid.targets))
     return study
@@ -184,7 +206,7 @@ def study_settings(*, fast: bool) -> TrainSettings:
             valid_as_popular_as_training=True,
         )
     return TrainSettings(
-        ranker=RankerSettings(sequence=SequenceSettings(width=16, blocks=1, window=16), hidden=16),
+        ranker=RankerSettings(sequence=SequenceSettings(width=16, blocks=1), hidden=16),
         sequence_fit=FitSettings(learning_rate=5e-3, epochs=2),
         intent_fit=FitSettings(learning_rate=5e-3, epochs=1),
         sequence_negatives=64,

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from airserve.errors import DataError, UserError
 from airserve.progress import Progress
-from airserve.table.lookup import IntentTable
-from airserve.training.evaluation import Scorer
+from airserve.table.intents import IntentTable
+from airserve.training.evaluation import Scorer, rivals
 from airserve.training.examples import SPLITS, Log, RankBatch, Task, rank_batches, some
 
 Array = npt.NDArray[Any]
@@ -160,10 +159,3 @@ class TestSet:
                     drawn_WX[:, place] = 1 + rivals_C[drawn_WS].sum(axis=1)
                 progress.advance(len(looked_up.places))
         return Ranks(drawn_WX=drawn_WX, full_X=full_X)
-
-
-def rivals(scores_BC: Tensor, target_at_B: Tensor) -> Tensor:
-    """Which items do not rank behind the target, bool [B, C]; the target itself is none."""
-    target_scores_B1 = scores_BC.gather(1, target_at_B.unsqueeze(1))
-    ahead_BC = ~(scores_BC < target_scores_B1)
-    return ahead_BC.scatter(1, target_at_B.unsqueeze(1), False)

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 
 from airserve.study import metrics
-from airserve.study.metrics import Bootstrap, Floats
-from airserve.study.models import MODELS, Study
+from airserve.study.models import MODELS
 from airserve.study.run import Results
-from airserve.training.stages import AIR
+from airserve.study.subject import Study
+from airserve.training.evaluation import Bootstrap, Floats, difference, summarise
+from airserve.training.measure import AIR
 
 PACKAGES = ("torch", "numpy", "scipy", "pyarrow")
 OURS = AIR
@@ -76,7 +77,7 @@ def measured(results: Results) -> Measured:
 def results_json(study: Study, results: Results, bootstrap: Bootstrap, minutes: float) -> dict[str, Any]:
     """Everything that a reader needs to judge the study, and to draw its figures again."""
     values = measured(results)
-    chosen = metrics.slices(study.test)
+    chosen = metrics.slices(study.test, study.cold_rows)
     log, test = study.log, study.test
     return {
         "data": {
@@ -86,6 +87,7 @@ def results_json(study: Study, results: Results, bootstrap: Bootstrap, minutes: 
             "training_events": int((log.splits == 0).sum()),
             "test_targets": len(test.targets),
             "valid_targets": len(study.valid.targets),
+            "sample": {**asdict(study.sample), "cold_rows": len(study.cold_rows)},
             "intents": study.source,
             "digest": study.data_digest,
             "table_digest": study.table_digest,
@@ -118,13 +120,13 @@ def slice_json(values: Measured, users_X: npt.NDArray[np.bool_], bootstrap: Boot
     report: dict[str, Any] = {
         "users": int(users_X.sum()),
         "metrics": {
-            name: {metric: metrics.summarise(of, bootstrap) for metric, of in by_metric.items()}
+            name: {metric: summarise(of, bootstrap) for metric, of in by_metric.items()}
             for name, by_metric in part.items()
         },
     }
     if OURS in part:
         report["air_minus"] = {
-            name: {metric: metrics.difference(part[OURS][metric], of, bootstrap) for metric, of in by_metric.items()}
+            name: {metric: difference(part[OURS][metric], of, bootstrap) for metric, of in by_metric.items()}
             for name, by_metric in part.items()
             if name != OURS
         }
@@ -132,13 +134,18 @@ def slice_json(values: Measured, users_X: npt.NDArray[np.bool_], bootstrap: Boot
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the script prints: HR@10 and NDCG@10 of every model by domain, and how long it took."""
-    by_domain = {
-        name.partition(":")[2]: {
-            model: [found["hr10"]["mean"], found["ndcg10"]["mean"]] for model, found in of["metrics"].items()
-        }
+    """What the script prints: HR@10 and NDCG@10 of every model by domain, and how long it took.
+
+    Of a study with cold items also of `cold` and `warm` targets.
+    """
+    of_slice = {
+        name: {model: [found["hr10"]["mean"], found["ndcg10"]["mean"]] for model, found in of["metrics"].items()}
         for name, of in report["slices"].items()
-        if name.startswith("domain:")
     }
     seeds = {name: len(model["runs"]) for name, model in report["models"].items()}
-    return {"hr10_ndcg10": by_domain, "runs": seeds} | {name: report[name] for name in ("minutes", "training_minutes")}
+    return {
+        "hr10_ndcg10": {n.partition(":")[2]: of for n, of in of_slice.items() if n.startswith("domain:")},
+        **{f"hr10_ndcg10_{name}": of_slice[name] for name in ("cold", "warm") if name in of_slice},
+        "runs": seeds,
+        **{name: report[name] for name in ("minutes", "training_minutes")},
+    }

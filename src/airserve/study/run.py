@@ -11,8 +11,9 @@ from typing import Any
 
 from airserve.errors import UserError
 from airserve.study.cache import Run, State, digest
-from airserve.study.models import HELPERS, MODELS, Given, Report, Study
+from airserve.study.models import HELPERS, MODELS, Given, Report
 from airserve.study.protocol import Ranks
+from airserve.study.subject import Study
 
 logger = logging.getLogger("evaluate_ranker")
 

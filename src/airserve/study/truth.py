@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from airserve import contract
+from airserve.artifacts import VOCABULARY_FILE
 from airserve.errors import DataError
 from airserve.model.ranker import Ranker
 from airserve.progress import Progress
-from airserve.study.models import MODELS, Intents, Study
+from airserve.study.models import MODELS, Blended
 from airserve.study.run import Runner
-from airserve.table.build import VOCABULARY_FILE
-from airserve.table.lookup import IntentTable
+from airserve.study.subject import Study
+from airserve.table.intents import IntentTable
 from airserve.table.vocabulary import Vocabulary, read_vocabulary
-from airserve.training.stages import AIR
+from airserve.training.measure import AIR
 
 SEPARATOR = " > "
 
@@ -75,12 +76,12 @@ def compare_with_truth(
         tables: folder of the study's tables, for their vocabulary.
     """
     air = MODELS[AIR]
-    assert isinstance(air, Intents)
+    assert isinstance(air, Blended)
     leaves = true_leaves(truth, read_vocabulary(tables / VOCABULARY_FILE), study.table)
     reports = []
     for seed in seeds:
-        state, report = runner.trained(AIR, seed)
-        ranker, _ = air.trained(study, state, report, runner.given(AIR, seed))
+        _, report = runner.trained(AIR, seed)
+        ranker, _ = air.trained(study, report, runner.given(AIR, seed))
         reports.append({"seed": seed, **retrieved_truth(study, ranker, leaves)})
     return reports
 
@@ -102,18 +103,20 @@ def retrieved_truth(study: Study, ranker: Ranker, leaves: npt.NDArray[np.int32])
         for the first chain of the item that AIR ranks first of the whole domain.
     """
     found: list[npt.NDArray[np.bool_]] = []
-    serving = ranker.cpu().folded()
+    ranker = ranker.cpu().eval()
     leaf_N = torch.from_numpy(leaves)
     with torch.inference_mode(), Progress("comparing with the truth", len(study.test.targets), "targets") as progress:
         for domain, batch in study.test.batches(study.table, 8):
             pool_C = torch.from_numpy(study.test.pool(domain))
             rows_BC = pool_C.expand(len(batch.places), -1)
-            scores_BC, nodes_BCKD, _, _ = serving(*batch.inputs, rows_BC)
-            first_BC = finest(nodes_BCKD[:, :, 0])
+            scores_BC, chains, _ = ranker(*batch.inputs, rows_BC)
             user_B = torch.arange(len(batch.places))
             at_B = torch.searchsorted(pool_C, batch.target_rows_B)
             true_B = leaf_N[batch.target_rows_B.long()]
             tree_BR = finest(_chain_nodes(batch.inputs[4], batch.inputs[5]))
+            best_BC = chains.index_BCK[:, :, 0].long()
+            leaves_BC = tree_BR.gather(1, best_BC.clamp(min=0))
+            first_BC = torch.where(best_BC != contract.NO_CHAIN, leaves_BC, contract.PAD_NODE)
             parts = (
                 true_B != contract.PAD_NODE,
                 (tree_BR == true_B.unsqueeze(1)).any(1),

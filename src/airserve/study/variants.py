@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from airserve import contract
 from airserve.table import atomic
-from airserve.table.format import NO_PATH, TableArrays
-from airserve.table.lookup import IntentTable
+from airserve.table.format import NO_PATH, IntentArrays
+from airserve.table.intents import IntentTable
 from airserve.table.vectors import item_table
 
 Array = npt.NDArray[Any]
@@ -74,7 +74,7 @@ def with_items_for_intents(table: IntentTable, titles_NE: Array) -> IntentTable:
     item_paths = np.full((count + contract.FIRST_ITEM_ROW, contract.MAX_PATHS), NO_PATH, dtype=np.int32)
     item_paths[contract.FIRST_ITEM_ROW :, 0] = np.arange(count)
     titles = np.asarray(titles_NE, dtype=np.float32)
-    arrays = TableArrays(
+    arrays = IntentArrays(
         items=table.items,
         kinds=np.zeros(0, dtype=np.uint64),
         kind_paths=np.zeros((0, contract.MAX_PATHS), dtype=np.int32),
@@ -82,17 +82,17 @@ def with_items_for_intents(table: IntentTable, titles_NE: Array) -> IntentTable:
         paths=paths,
         node_vectors=np.concatenate([np.zeros((1, titles.shape[1]), np.float32), titles[contract.FIRST_ITEM_ROW :]]),
         item_vectors=titles,
+        title_keys=table.arrays.title_keys,
+        node_keys=np.concatenate([np.zeros(1, np.uint64), table.arrays.title_keys]),
     )
     return _like(table, arrays, "items-for-intents")
 
 
-def _like(table: IntentTable, arrays: TableArrays, what: str) -> IntentTable:
+def _like(table: IntentTable, arrays: IntentArrays, what: str) -> IntentTable:
     """An unpublished table of the same catalogue."""
     manifest = replace(
         table.manifest,
-        n_kinds=len(arrays.kinds),
-        n_paths=len(arrays.paths),
-        n_nodes=len(arrays.node_vectors),
+        counts=arrays.counts(),
         vocabulary_sha256=f"{table.manifest.vocabulary_sha256} {what}",
         files={},
     )

@@ -6,7 +6,7 @@ vocabulary, which grows with what can be said and not with the log, is what stay
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airserve import contract
+from airserve.artifact_schemas import ANSWERS_SCHEMA, SEGMENT_COLUMN
 from airserve.errors import DataError
 from airserve.table.format import kind_keys
 
-SEGMENT_COLUMN = contract.USER_SEGMENT.name
-"""Column of the answers and of the atomic intents, named as in a request."""
-ID_COLUMNS = {"item_id": pa.int64(), "action": pa.string(), SEGMENT_COLUMN: pa.int32(), "valid": pa.bool_()}
-PATHS = pa.list_(pa.list_(pa.string()))
+ID_COLUMNS = ("item_id", "action", SEGMENT_COLUMN, "valid")
+PATHS = "paths"
 WRITTEN_BY = "offline/generate_intents.py"
 BATCH = 4096
 
@@ -39,8 +38,8 @@ class AnswerPaths:
 
     def __iter__(self) -> Iterator[list[list[str]]]:
         start = 0
-        for batch in _batches(self.path, {"paths": PATHS}):
-            yield from batch.column("paths").filter(pa.array(self.kept[start : start + batch.num_rows])).to_pylist()
+        for batch in _batches(self.path, (PATHS,)):
+            yield from batch.column(PATHS).filter(pa.array(self.kept[start : start + batch.num_rows])).to_pylist()
             start += batch.num_rows
 
 
@@ -72,7 +71,7 @@ def read_answers(path: Path, items: npt.NDArray[np.int64]) -> Answers:
     rows, actions, segments, kept, n_valid = [], [], [], [], 0
     names = pa.array(list(contract.ACTIONS))
     numbers = np.array(list(contract.ACTIONS.values()), dtype=np.int64)
-    for batch in _batches(path, {**ID_COLUMNS, "paths": PATHS}, only=list(ID_COLUMNS)):
+    for batch in _batches(path, ID_COLUMNS, also=(PATHS,)):
         valid = batch.column("valid").to_numpy(zero_copy_only=False)
         ids = batch.column("item_id").to_numpy()
         place = np.minimum(np.searchsorted(items, ids), max(len(items) - 1, 0))
@@ -115,25 +114,25 @@ def _joined(parts: list[npt.NDArray[Any]], kind: type[np.generic]) -> npt.NDArra
     return joined
 
 
-def _batches(path: Path, columns: dict[str, pa.DataType], only: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Rows of a Parquet file in pieces, cast to their types, without nulls; `only` these of the columns are read."""
+def _batches(path: Path, read: Sequence[str], also: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """Read columns of the answers in pieces, cast to `ANSWERS_SCHEMA`, without nulls; `also` must exist, unread."""
+    wanted = pa.schema([ANSWERS_SCHEMA.field(name) for name in read])
+    columns = [ANSWERS_SCHEMA.field(name) for name in (*read, *also)]
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
+            missing = [field.name for field in columns if field.name not in file.schema_arrow.names]
             if missing:
                 expected = f"a column {missing[0]}"
                 raise DataError(str(path), expected=expected, got="none", remedy=f"run {WRITTEN_BY}")
-            read = only or list(columns)
-            wanted = pa.schema([(name, columns[name]) for name in read])
-            for batch in file.iter_batches(BATCH, columns=read):
-                rows = pa.Table.from_batches([batch]).select(read).cast(wanted)
+            for batch in file.iter_batches(BATCH, columns=list(read)):
+                rows = pa.Table.from_batches([batch]).select(list(read)).cast(wanted)
                 for name in read:
                     if rows[name].null_count:
                         got = f"{rows[name].null_count} nulls"
                         raise DataError(f"{path}: {name}", expected="a value in every row", got=got, remedy="fill")
                 yield from rows.combine_chunks().to_batches()
     except (OSError, pa.ArrowException) as error:
-        expected = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+        expected = ", ".join(f"{field.name} {field.type}" for field in columns)
         got = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         expected = f"a Parquet file with {expected}"
         raise DataError(str(path), expected=expected, got=got, remedy=f"run {WRITTEN_BY}") from None

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from airserve import contract
+from airserve.artifact_schemas import SEGMENT_COLUMN
 from airserve.data.schema import load_items
-from airserve.table.answers import SEGMENT_COLUMN, Answers
+from airserve.table.answers import Answers
 from airserve.table.format import NO_PATH, kind_keys
 from airserve.table.vocabulary import NodePath, Vocabulary
 

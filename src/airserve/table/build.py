@@ -13,21 +13,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from airserve import contract
+from airserve.artifacts import (
+    ANSWERS_FILE,
+    ATOMIC_INTENTS_FILE,
+    INTENTS_FOLDER,
+    MERGES_FILE,
+    PROJECTION_FILE,
+    REPORT_FILE,
+    TITLE_VECTORS_FILE,
+    VECTORS_FILE,
+    VOCABULARY_FILE,
+)
 from airserve.data.schema import write_parquet
 from airserve.errors import DataError, UserError
 from airserve.table import atomic, merges, vectors, vocabulary
 from airserve.table.answers import Answers, read_answers
 from airserve.table.embed import BUNDLED, SentenceEmbedder, TextEmbedder, embed_texts
-from airserve.table.format import NO_PATH, TableArrays, file_sha256
+from airserve.table.format import NO_PATH, IntentArrays, file_sha256, text_key
 from airserve.table.html_report import write_table_report
 from airserve.table.publish import publish_table
-
-VOCABULARY_FILE = "vocabulary.parquet"
-ATOMIC_FILE = "atomic_intents.parquet"
-PROJECTION_FILE = "projection.npz"
-TITLES_FILE = "title_vectors.npy"
-SERVING_FOLDER = "serving"
-REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +84,12 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
     """
     start_s = time.monotonic()
     items, titles = atomic.read_items(settings.data)
-    answers = read_answers(settings.intents / "answers.parquet", items)
+    answers = read_answers(settings.intents / ANSWERS_FILE, items)
     embedder = embedder or SentenceEmbedder(settings.embedder)
     nodes, intents, merged = _intents(settings, answers, len(items), embedder)
     node_vectors, title_vectors, n_embedded = _vectors(settings, nodes, titles, embedder)
     node_table, item_table = _tables(settings, items, intents, node_vectors, title_vectors)
-    default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
-    arrays = TableArrays(
+    arrays = IntentArrays(
         items=items,
         kinds=intents.kinds,
         kind_paths=intents.kind_paths,
@@ -94,26 +97,28 @@ def build_tables(settings: BuildSettings, embedder: TextEmbedder | None = None) 
         paths=intents.paths,
         node_vectors=node_table,
         item_vectors=item_table,
+        title_keys=np.array([text_key(title) for title in titles], dtype=np.uint64),
+        node_keys=np.array([0, *(text_key(path) for path in nodes.path_texts())], dtype=np.uint64),
     )
     _write(vocabulary.to_arrow(nodes, list(node_table[1:])), settings.out / VOCABULARY_FILE)
-    _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_FILE)
-    _write_merges(merged, settings.out / merges.MERGES_FILE)
+    _write(atomic.to_arrow(intents, items), settings.out / ATOMIC_INTENTS_FILE)
+    _write_merges(merged, settings.out / MERGES_FILE)
     manifest = publish_table(
-        settings.out / SERVING_FOLDER,
+        settings.out / INTENTS_FOLDER,
         arrays,
         n_segments=intents.n_segments,
         vocabulary_sha256=nodes.sha256(),
         table_version=settings.table_version,
     )
-    _log(f"wrote {settings.out / SERVING_FOLDER} (table version {manifest.table_version})")
+    _log(f"wrote {settings.out / INTENTS_FOLDER} (table version {manifest.table_version})")
     figures = {
         "nodes": len(nodes),
         "leaves": len(nodes.leaves()),
         "levels": 1 + max(node.level for node in nodes.nodes),
-        "paths": manifest.n_paths,
-        "kinds": manifest.n_kinds,
-        "items": manifest.n_items,
-        "item_coverage": round(float((default_paths[:, 0] != NO_PATH).mean()), 4),
+        "paths": manifest.counts["n_paths"],
+        "kinds": manifest.counts["n_kinds"],
+        "items": manifest.counts["n_items"],
+        "item_coverage": round(float((intents.item_paths[contract.FIRST_ITEM_ROW :, 0] != NO_PATH).mean()), 4),
         "answers_left_out": answers.n_foreign,
         "nodes_merged": len(merged),
         "texts_embedded": n_embedded,
@@ -136,7 +141,7 @@ def _intents(
     intents = atomic.assemble(answers, nodes, n_items)
     if len(intents.paths) == 0:
         raise DataError(
-            str(settings.intents / "answers.parquet"),
+            str(settings.intents / ANSWERS_FILE),
             expected="valid answers about the items",
             got=f"none in {answers.n_asked} rows",
             remedy="look at their `raw` column; run offline/generate_intents.py with another model",
@@ -153,7 +158,7 @@ def _merges(
     previous: vocabulary.Vocabulary | None,
     embedder: TextEmbedder,
 ) -> list[merges.Merge]:
-    kept = settings.previous.with_name(merges.MERGES_FILE) if settings.previous else None
+    kept = settings.previous.with_name(MERGES_FILE) if settings.previous else None
     earlier = merges.read_merges(kept) if kept and kept.exists() else []
     texts = {text for paths in answers.paths for path in paths for text in vocabulary.canonical_path(path)}
     texts |= {node.text for node in previous.nodes} if previous else set()
@@ -182,7 +187,7 @@ def _vectors(
     settings.out.mkdir(parents=True, exist_ok=True)
     projection.save(settings.out / PROJECTION_FILE)
     reduced = projection.apply(embeddings)
-    vectors.save_titles(settings.out / TITLES_FILE, reduced[len(nodes) :])
+    vectors.save_titles(settings.out / TITLE_VECTORS_FILE, reduced[len(nodes) :])
     return reduced[: len(nodes)], reduced[len(nodes) :], n_embedded
 
 
@@ -197,9 +202,9 @@ def _tables(
     default_paths = intents.item_paths[contract.FIRST_ITEM_ROW :]
     node_table = vectors.node_table(node_vectors)
     item_table = vectors.item_table(title_vectors, node_table, default_paths, intents.leaf_of_path())
-    own_path = settings.intents / vectors.VECTORS_FILE
+    own_path = settings.intents / VECTORS_FILE
     if own_path.exists():
-        own = vectors.read_vectors(own_path, items, file_sha256(settings.intents / "answers.parquet"))
+        own = vectors.read_vectors(own_path, items, file_sha256(settings.intents / ANSWERS_FILE))
         item_table[contract.FIRST_ITEM_ROW :] = own
         node_table = vectors.mean_of_members(own, default_paths[:, 0], intents.paths, len(node_table))
     return node_table, item_table

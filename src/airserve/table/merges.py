@@ -12,7 +12,6 @@ rejected merges in the same form (`similarity` is not needed).
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ import numpy.typing as npt
 
 from airserve import contract
 from airserve.errors import DataError, UserError
+from airserve.files import write_text
 from airserve.table.vocabulary import NodeKey, Vocabulary, canonical_path, folded_text
 
-MERGES_FILE = "merges.json"
 THRESHOLD = 0.93
 """Cosine from which siblings are one node; docs/GENERATION.md, Merging, has what it was chosen by."""
 Vectors = npt.NDArray[np.float32]
@@ -193,7 +192,4 @@ def write_merges(merges: Sequence[Merge], path: Path) -> None:
         json.dumps({"path": list(one.path), "into": list(one.into), "similarity": one.similarity}, ensure_ascii=False)
         for one in merges
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "[\n" + ",\n".join(rows) + "\n]\n")

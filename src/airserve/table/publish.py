@@ -7,16 +7,20 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE
+from airserve.files import atomic_stream, write_text
 from airserve.table.format import (
-    MANIFEST_NAME,
-    TableArrays,
+    FORMATS,
+    Arrays,
     TableManifest,
+    Weighing,
     check_dtypes_and_shapes,
     check_values,
     file_name,
@@ -30,7 +34,14 @@ _RENAME_EXCHANGE = 2
 
 
 def publish_table(
-    folder: Path, arrays: TableArrays, *, n_segments: int, vocabulary_sha256: str, table_version: int | None = None
+    folder: Path,
+    arrays: Arrays,
+    *,
+    n_segments: int,
+    vocabulary_sha256: str,
+    table_version: int | None = None,
+    encoder: str = "",
+    weighing: Weighing | None = None,
 ) -> TableManifest:
     """Write a table to `folder`, replacing the one that is there.
 
@@ -38,11 +49,13 @@ def publish_table(
     Servers that mapped the old files keep them until they close them. Equal content gives equal files.
 
     Args:
-        folder: the `serving/` folder.
+        folder: e.g. the `serving/` folder.
         arrays: the table.
         n_segments: user segments with kinds of their own.
         vocabulary_sha256: of the vocabulary that the node ids are of.
         table_version: a number of the publisher's own; None for 52 bits of the content's hash.
+        encoder: identity of the encoder that made the rows of a served table.
+        weighing: of that encoder.
 
     Raises:
         ArtifactError: if the arrays break the format.
@@ -52,34 +65,24 @@ def publish_table(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    numbers = {} if weighing is None else asdict(weighing)
     try:
-        files = {}
-        for field in fields(TableArrays):
-            path = temporary / file_name(field.name)
-            with path.open("wb") as stream:
-                np.save(stream, np.ascontiguousarray(getattr(arrays, field.name)), allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-            files[path.name] = file_sha256(path)
+        files, sizes = _write_arrays(temporary, arrays)
+        content = [files, n_segments, vocabulary_sha256, encoder, numbers]
         manifest = TableManifest(
+            format=FORMATS[type(arrays)],
             contract_version=contract.CONTRACT_VERSION,
-            table_version=_version_of(files, n_segments, vocabulary_sha256) if table_version is None else table_version,
+            table_version=_version_of(content) if table_version is None else table_version,
             n_segments=n_segments,
-            n_items=len(arrays.items),
-            n_kinds=len(arrays.kinds),
-            n_paths=len(arrays.paths),
-            n_nodes=len(arrays.node_vectors),
-            vector_width=arrays.node_vectors.shape[1],
+            counts=arrays.counts(),
             catalogue_sha256=files[file_name("items")],
             vocabulary_sha256=vocabulary_sha256,
             files=files,
+            sizes=sizes,
+            encoder=encoder,
+            weighing=numbers,
         )
-        with (temporary / MANIFEST_NAME).open("w", encoding="utf-8") as text:
-            text.write(manifest.to_json())
-            text.flush()
-            os.fsync(text.fileno())
-        _sync_folder(temporary)
+        write_text(temporary / MANIFEST_FILE, manifest.to_json(), sync=True)
         _take_name(temporary, folder)
         _sync_folder(folder.parent)
     finally:
@@ -87,9 +90,20 @@ def publish_table(
     return manifest
 
 
-def _version_of(files: dict[str, str], n_segments: int, vocabulary_sha256: str) -> int:
-    content = json.dumps([contract.CONTRACT_VERSION, files, n_segments, vocabulary_sha256], sort_keys=True)
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> (64 - _VERSION_BITS)
+def _write_arrays(folder: Path, arrays: Arrays) -> tuple[dict[str, str], dict[str, int]]:
+    """Write one synced file per array; sha256 and bytes of each file, by its name."""
+    files, sizes = {}, {}
+    for name in arrays.DTYPES:
+        path = folder / file_name(name)
+        with atomic_stream(path, sync=True) as stream:
+            np.save(stream, np.ascontiguousarray(getattr(arrays, name)), allow_pickle=False)
+        files[path.name], sizes[path.name] = file_sha256(path), path.stat().st_size
+    return files, sizes
+
+
+def _version_of(content: list[Any]) -> int:
+    text = json.dumps([contract.CONTRACT_VERSION, *content], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - _VERSION_BITS)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from airserve import contract
+from airserve.artifact_schemas import SEGMENT_COLUMN
+from airserve.artifacts import ATOMIC_INTENTS_FILE, INTENTS_FOLDER, VOCABULARY_FILE
 from airserve.errors import DataError
-from airserve.table.answers import SEGMENT_COLUMN
-from airserve.table.build import ATOMIC_FILE, SERVING_FOLDER, VOCABULARY_FILE
 from airserve.table.format import NO_PATH
-from airserve.table.lookup import IntentTable
+from airserve.table.intents import IntentTable
 from airserve.table.vocabulary import Node, Vocabulary, read_vocabulary
 
 
@@ -30,23 +30,24 @@ def vocabulary_tree(tables: Path, max_children: int = 50) -> tuple[Tree, dict[st
     Raises:
         UserError: if the tables are missing or damaged.
     """
-    table = IntentTable.open(tables / SERVING_FOLDER)
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     vocabulary = read_vocabulary(tables / VOCABULARY_FILE)
     children: dict[int, list[Node]] = defaultdict(list)
     for node in vocabulary.nodes:
         children[node.parent_id].append(node)
     manifest = table.manifest
-    title = f"[bold]table {manifest.table_version}[/] {manifest.n_items:,} items, {manifest.n_kinds:,} kinds"
-    tree = Tree(f"{title}, {len(vocabulary):,} nodes, {manifest.n_paths:,} paths")
+    n_items, n_kinds, n_paths = (manifest.counts[name] for name in ("n_items", "n_kinds", "n_paths"))
+    title = f"[bold]table {manifest.table_version}[/] {n_items:,} items, {n_kinds:,} kinds"
+    tree = Tree(f"{title}, {len(vocabulary):,} nodes, {n_paths:,} paths")
     _grow(tree, children, 0, max_children)
     covered = table.arrays.item_paths[contract.FIRST_ITEM_ROW :, 0] != NO_PATH
     figures = {
         "table_version": manifest.table_version,
-        "items": manifest.n_items,
-        "kinds": manifest.n_kinds,
+        "items": n_items,
+        "kinds": n_kinds,
         "nodes": len(vocabulary),
         "leaves": len(vocabulary.leaves()),
-        "paths": manifest.n_paths,
+        "paths": n_paths,
         "item_coverage": round(float(covered.mean()), 4) if len(covered) else 0.0,
     }
     return tree, figures
@@ -72,7 +73,7 @@ def item_tree(tables: Path, item_id: int) -> tuple[Tree, dict[str, Any]]:
     Raises:
         UserError: if the tables are missing or damaged, or do not have the item.
     """
-    table = IntentTable.open(tables / SERVING_FOLDER)
+    table = IntentTable.open(tables / INTENTS_FOLDER)
     vocabulary = read_vocabulary(tables / VOCABULARY_FILE)
     place = int(table.items.searchsorted(item_id))
     if place >= len(table.items) or table.items[place] != item_id:
@@ -81,7 +82,7 @@ def item_tree(tables: Path, item_id: int) -> tuple[Tree, dict[str, Any]]:
             f"item {item_id}", expected=f"an item of the table ({span})", got="another", remedy="look it up"
         )
     row = place + contract.FIRST_ITEM_ROW
-    kinds = pq.read_table(tables / ATOMIC_FILE)
+    kinds = pq.read_table(tables / ATOMIC_INTENTS_FILE)
     kinds = kinds.filter(pc.equal(kinds["item_id"], item_id)).to_pylist()
     tree = Tree(f"[bold]item {item_id}[/] row {row}")
     for kind in kinds:

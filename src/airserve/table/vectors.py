@@ -5,7 +5,6 @@ Shapes: S sampled texts, W width of the text embedder, E width served, N items, 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ import numpy.typing as npt
 
 from airserve import contract
 from airserve.errors import DataError
+from airserve.files import atomic_stream
 
 VECTOR_WIDTH = 128
 MAX_SAMPLE = 20_000
 """Texts that the projection is fitted on, spread evenly over all."""
-VECTORS_FILE = "vectors.npz"
-"""In an intents folder: the space of a source of intents that has one of its own."""
 MIN_CENTRED = 2 * VECTOR_WIDTH
 """Fewer texts than this are not centred: their mean says more of the sample than of the language."""
 
@@ -44,10 +42,8 @@ class Projection:
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        with temporary.open("wb") as stream:
+        with atomic_stream(path) as stream:
             np.savez(stream, identity=np.array(self.identity), mean=self.mean, axes=self.axes)
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> Projection:
@@ -127,19 +123,14 @@ def save_titles(path: Path, titles_NE: Vectors) -> None:
     """
     rows_NE = np.zeros((len(titles_NE) + contract.FIRST_ITEM_ROW, titles_NE.shape[1]), dtype=np.float32)
     rows_NE[contract.FIRST_ITEM_ROW :] = titles_NE
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as stream:
+    with atomic_stream(path) as stream:
         np.save(stream, rows_NE)
-    os.replace(temporary, path)
 
 
 def save_vectors(path: Path, items: npt.NDArray[np.int64], vectors_NS: Vectors, answers_sha256: str) -> None:
     """Write the items' vectors in a source's own space (S <= `VECTOR_WIDTH`), for the answers beside them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as stream:
+    with atomic_stream(path) as stream:
         np.savez(stream, items=items, vectors=vectors_NS, answers_sha256=np.array(answers_sha256))
-    os.replace(temporary, path)
 
 
 def read_vectors(path: Path, items: npt.NDArray[np.int64], answers_sha256: str) -> Vectors:

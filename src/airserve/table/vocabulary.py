@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airserve import contract
+from airserve.artifact_schemas import VOCABULARY_SCHEMA
+from airserve.artifacts import VOCABULARY_FILE
 from airserve.errors import DataError
 
 NodePath = tuple[int, ...]
@@ -79,6 +81,10 @@ class Node:
     """Answers that pass through it, in the last build."""
 
 
+NODE_COLUMNS = tuple(field.name for field in fields(Node))
+"""Columns of the vocabulary that are a node's own."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """All nodes, node i at place i - 1."""
@@ -95,7 +101,7 @@ class Vocabulary:
                     f"vocabulary node {node.node_id}",
                     expected=f"node {place + 1} with a parent before it",
                     got=f"node {node.node_id} with parent {node.parent_id}",
-                    remedy="give a vocabulary.parquet as offline/build_tables.py wrote it",
+                    remedy=f"give a {VOCABULARY_FILE} as offline/build_tables.py wrote it",
                 )
         ids = {(node.parent_id, folded_text(node.text)): node.node_id for node in self.nodes}
         for alias, target in self.aliases.items():
@@ -131,6 +137,14 @@ class Vocabulary:
     def text_to_embed(self, node: Node) -> str:
         """A node's own text with its parent's as context: `cat furniture: cat tree`."""
         return f"{self.nodes[node.parent_id - 1].text}: {node.text}" if node.parent_id else node.text
+
+    def path_texts(self) -> list[str]:
+        """Each node's path of folded texts, `pet supply > cat bed`: what it is called whatever its id."""
+        texts: list[str] = []
+        for node in self.nodes:
+            above = f"{texts[node.parent_id - 1]} > " if node.parent_id else ""
+            texts.append(above + folded_text(node.text))
+        return texts
 
     def leaves(self) -> list[Node]:
         """Nodes that are nobody's parent."""
@@ -203,17 +217,14 @@ def build_vocabulary(
 
 
 def to_arrow(vocabulary: Vocabulary, vectors: Sequence[Sequence[float]]) -> pa.Table:
-    """The vocabulary as `vocabulary.parquet` holds it; `vectors` [nodes, E] without node 0."""
+    """The vocabulary as `VOCABULARY_SCHEMA`; `vectors` [nodes, E] without node 0."""
     nodes = vocabulary.nodes
     return pa.table(
         {
-            "node_id": pa.array([node.node_id for node in nodes], pa.int32()),
-            "parent_id": pa.array([node.parent_id for node in nodes], pa.int32()),
-            "level": pa.array([node.level for node in nodes], pa.int32()),
-            "text": pa.array([node.text for node in nodes], pa.string()),
-            "count": pa.array([node.count for node in nodes], pa.int64()),
-            "embedding": pa.array(list(vectors), pa.list_(pa.float32())),
-        }
+            **{name: [getattr(node, name) for node in nodes] for name in NODE_COLUMNS},
+            "embedding": list(vectors),
+        },
+        schema=VOCABULARY_SCHEMA,
     )
 
 
@@ -223,14 +234,13 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         DataError: if it is missing or not of that form.
     """
-    columns = ["node_id", "parent_id", "level", "text", "count"]
     try:
-        rows = pq.read_table(path, columns=columns).to_pylist()
+        rows = pq.read_table(path, columns=list(NODE_COLUMNS)).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             str(path),
-            expected=f"a Parquet file with {', '.join(columns)}",
+            expected=f"a Parquet file with {', '.join(NODE_COLUMNS)}",
             got=f"{type(error).__name__}: {error}",
-            remedy="give a vocabulary.parquet as offline/build_tables.py wrote it",
+            remedy=f"give a {VOCABULARY_FILE} as offline/build_tables.py wrote it",
         ) from None
     return Vocabulary(tuple(Node(**row) for row in rows))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from airserve import contract
 from airserve.model.sequence import SequenceModel
+from airserve.table.company import as_matrix, cosine_neighbours, with_guesses
+from airserve.table.format import COMPANY_FLOOR
 from airserve.training.device import moved
 from airserve.training.evaluation import Scorer
 from airserve.training.examples import Log, RankBatch, Task
@@ -60,25 +62,10 @@ class Recency:
         return weights
 
 
-def cosine_neighbours(log: Log, shrinkage: float) -> Any:
-    """Item-item cosine of the training histories, users as dimensions; a SciPy CSR matrix float32 [N + 2, N + 2].
-
-    sim(i, j) = users with both / (sqrt(users with i * users with j) + shrinkage); the diagonal is 0. A pair that few
-    users share says little: shrinkage pulls its similarity down.
-    """
+def log_neighbours(log: Log, shrinkage: float) -> Any:
+    """`airserve.table.company.cosine_neighbours` of a log's training histories."""
     train = log.splits == 0
-    seen = sparse.csr_matrix(
-        (np.ones(int(train.sum()), dtype=np.float32), (log.starts[train], log.rows[train])),
-        shape=(len(log.rows), len(log.domain_of_row)),
-    )
-    seen.data[:] = 1.0  # the constructor has added repeated events up
-    together = (seen.T @ seen).tocoo()
-    users = np.asarray(seen.sum(axis=0)).ravel()
-    i, j, both = together.row, together.col, together.data
-    kept = (i != j) & (i >= contract.FIRST_ITEM_ROW) & (j >= contract.FIRST_ITEM_ROW)
-    i, j, both = i[kept], j[kept], both[kept]
-    similarity = both / (np.sqrt(users[i] * users[j]) + shrinkage)
-    return sparse.csr_matrix((similarity.astype(np.float32), (i, j)), shape=together.shape)
+    return cosine_neighbours(log.starts[train], log.rows[train], len(log.domain_of_row), shrinkage)
 
 
 def neighbour_scorer(similarity: Any, recency: Recency) -> Scorer:
@@ -114,7 +101,7 @@ def sequence_scorer(model: SequenceModel) -> Scorer:
     model.eval()
     known: dict[int, tuple[RankBatch, Tensor]] = {}
     with torch.no_grad():
-        tokens_NH: Tensor = model.items.table()  # type: ignore[operator]
+        tokens_NH: Tensor = model.items.table()
     device = tokens_NH.device
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
@@ -126,3 +113,26 @@ def sequence_scorer(model: SequenceModel) -> Scorer:
         return torch.matmul(tokens_NH[candidate_rows_BC.to(device).long()], user_BH.unsqueeze(-1))[..., 0].cpu()
 
     return score
+
+
+def company_scorer(similarity: Any, vectors_NE: Any, recency: Recency) -> Scorer:
+    """What a served table says of what is met together: log(1 + sum / floor) over each item's kept neighbours.
+
+    Args:
+        similarity: of `log_neighbours`.
+        vectors_NE: float32 [N + 2, E], the items' vectors, that the company of new ones is guessed by.
+        recency: how much each behaviour counts.
+    """
+    summed = neighbour_scorer(as_matrix(*with_guesses(similarity, vectors_NE)), recency)
+
+    def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
+        return torch.log1p(summed(batch, candidate_rows_BC) / COMPANY_FLOOR)
+
+    return score
+
+
+def cold_scorer(known_N: Tensor) -> Scorer:
+    """1 for items without a learned id, 0 for others."""
+    cold_N = (~known_N).float().cpu()
+    cold_N[: contract.FIRST_ITEM_ROW] = 0.0
+    return lambda batch, rows_BC: cold_N[rows_BC.long()]

@@ -7,10 +7,9 @@ vocabulary.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +19,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from airserve import contract
+from airserve.artifacts import CONFIG_FILE, RANKER_FILE
 from airserve.errors import ArtifactError
+from airserve.files import atomic_path, write_json
 from airserve.model.ranker import Ranker, RankerSettings
 from airserve.model.sequence import SequenceSettings
-from airserve.table.lookup import IntentTable
+from airserve.table.company import Company
+from airserve.table.intents import IntentTable
+from airserve.training.examples import Task
 
-WEIGHTS = "ranker.safetensors"
-CONFIG = "config.json"
+
+class Trained(NamedTuple):
+    """What a training leaves."""
+
+    ranker: Ranker
+    company: Company
+    """How what is met together counts beside it."""
+    task: Task
+    """What the targets looked like."""
 
 
 def new_ranker(table: IntentTable, settings: RankerSettings, base_vectors_NE: Tensor | None = None) -> Ranker:
@@ -52,34 +62,28 @@ def item_nodes(table: IntentTable) -> npt.NDArray[np.int32]:
     return nodes
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights as they are kept: whole, and where every machine can read them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def save_ranker(folder: Path, ranker: Ranker, table: IntentTable, extra: dict[str, Any]) -> None:
+def save_ranker(folder: Path, trained: Trained, table: IntentTable, extra: dict[str, Any]) -> None:
     """Write a checkpoint; the config last, so that a folder with one is complete."""
+    ranker = trained.ranker
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{WEIGHTS}.tmp-{os.getpid()}"
-    save_file(on_cpu(ranker.state_dict()), temporary)
-    os.replace(temporary, folder / WEIGHTS)
+    with atomic_path(folder / RANKER_FILE) as part:
+        save_file(on_cpu(ranker.state_dict()), part)
     config = {
         "contract_version": contract.CONTRACT_VERSION,
         "catalogue_sha256": table.manifest.catalogue_sha256,
         "vocabulary_sha256": table.manifest.vocabulary_sha256,
         "table_version": table.table_version,
         "settings": asdict(ranker.settings),
+        "company": asdict(trained.company),
+        "task": asdict(trained.task),
         **extra,
     }
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: if there is none, or it is of another contract version.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     remedy = "run offline/train_ranker.py"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -105,11 +109,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any]]:
-    """Load a checkpoint for a table.
+def load_ranker(folder: Path, table: IntentTable) -> Trained:
+    """Load a checkpoint for the table that it was trained on.
 
     Returns:
-        The ranker in evaluation mode, and its config.
+        The ranker in evaluation mode, and what was learned and chosen beside it.
 
     Raises:
         ArtifactError: if it is missing or damaged, or was trained for another catalogue or vocabulary.
@@ -125,16 +129,16 @@ def load_ranker(folder: Path, table: IntentTable) -> tuple[Ranker, dict[str, Any
             )
     try:
         sizes = dict(config["settings"])
-        # Rankers trained before the tower knew a temperature have plain dot products.
-        sequence = SequenceSettings(**{"temperature": 0.0, **sizes["sequence"]})
-        settings = RankerSettings(**{**sizes, "sequence": sequence})
+        settings = RankerSettings(**{**sizes, "sequence": SequenceSettings(**sizes["sequence"])})
+        company = Company(**config["company"])
+        task = Task(actions=tuple(config["task"]["actions"]), novel=config["task"]["novel"])
         ranker = new_ranker(table, settings)
-        ranker.load_state_dict(load_file(folder / WEIGHTS))
+        ranker.load_state_dict(load_file(folder / RANKER_FILE))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         raise ArtifactError(
-            str(folder / WEIGHTS),
+            str(folder / RANKER_FILE),
             expected="the weights that its config describes",
             got=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
             remedy="run offline/train_ranker.py again",
         ) from None
-    return ranker.eval(), config
+    return Trained(ranker.eval(), company, task)

@@ -1,16 +1,24 @@
-"""Held-out HR@10 and NDCG@10 with intervals.
+"""Ranks of held-out targets, HR and NDCG of them, and intervals: the one place where these are computed.
 
-Protocol: a test user's target against 999 random other candidate items of the target's domain (all of them where there
-are fewer), several draws of negatives, the same ones for every model; a tie counts against the target. Intervals
-are 95 % bootstrap intervals over users, after averaging a user's draws.
+Protocol of a training: a target against random other candidate items of its domain (all of them where there are fewer),
+several draws of negatives, the same ones for every model. The study draws by user instead (`airserve.study.protocol`);
+what a rank, a metric and an interval is, it takes from here. A tie, and a score that is no number, counts against the
+target.
 
-Shapes: X examples, W draws, B examples of a batch, C candidates (the target first).
+Intervals are 95 % percentile bootstrap intervals over users and training seeds at once (both are resampled, crossed),
+after a user's draws are averaged; with one seed they are over users. A difference of two models is paired: same users,
+draws and, where both have seeds, same seeds. A model without a seed (popularity) is the same in every resampled seed.
+
+Shapes: X examples, W draws, B examples of a batch, C candidates (the target first), S seeds, R resamples.
+
+Source: Owen 2007, "The pigeonhole bootstrap" (both factors resampled; its intervals are conservative).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,9 +32,11 @@ from airserve.progress import Progress
 from airserve.training.examples import Log, RankBatch
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 Scorer = Callable[[RankBatch, Tensor], Tensor]
 """Scores float32 [B, C] of candidate rows int32 [B, C]; higher ranks first."""
 CUT = 10
+BOOTSTRAP_SEED = 29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,11 @@ class EvaluationSettings:
     """Of the bootstrap."""
     seed: int = 0
     """Of negatives and bootstrap."""
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """What the intervals are made with."""
+        return Bootstrap(resamples=self.resamples, seed=BOOTSTRAP_SEED + self.seed)
 
 
 def draw_candidates(log: Log, targets: Array, settings: EvaluationSettings) -> npt.NDArray[np.int32]:
@@ -73,10 +88,17 @@ def draw_candidates(log: Log, targets: Array, settings: EvaluationSettings) -> n
     return drawn
 
 
+def rivals(scores_BC: Tensor, target_at_B: Tensor) -> Tensor:
+    """Which candidates do not rank behind the target, bool [B, C]; the target itself is none, ties and NaN are."""
+    target_scores_B1 = scores_BC.gather(1, target_at_B.unsqueeze(1))
+    ahead_BC = ~(scores_BC < target_scores_B1)
+    return ahead_BC.scatter(1, target_at_B.unsqueeze(1), False)
+
+
 def target_ranks(scores_BC: Tensor, candidate_rows_BC: Tensor) -> Tensor:
-    """Rank of the first candidate, 1 is best, int64 [B]; ties and NaN count against it, padding does not count."""
-    rivals_BC = ~(scores_BC[:, 1:] < scores_BC[:, :1]) & (candidate_rows_BC[:, 1:] != contract.PAD_ROW)
-    return 1 + rivals_BC.sum(1)
+    """Rank of the first candidate, 1 is best, int64 [B]; padding does not count."""
+    first_B = torch.zeros(len(scores_BC), dtype=torch.int64, device=scores_BC.device)
+    return 1 + (rivals(scores_BC, first_B) & (candidate_rows_BC != contract.PAD_ROW)).sum(1)
 
 
 def rank_targets(
@@ -95,15 +117,21 @@ def rank_targets(
     return ranks
 
 
-def hits(ranks: Array) -> Array:
-    """HR@10 of each ranking, float64, shape of `ranks`."""
-    return (ranks <= CUT).astype(np.float64)
+def hits(ranks: Array, cut: int = CUT) -> Floats:
+    """HR@cut of each ranking, float64, shape of `ranks`."""
+    return (ranks <= cut).astype(np.float64)
 
 
-def gains(ranks: Array) -> Array:
-    """NDCG@10 of each ranking with its one relevant item: 1 / log2(1 + rank), 0 behind the cut."""
-    discounted: Array = np.where(ranks <= CUT, 1.0 / np.log2(1.0 + ranks), 0.0)
+def gains(ranks: Array, cut: int = CUT) -> Floats:
+    """NDCG@cut of each ranking with its one relevant item: 1 / log2(1 + rank), 0 behind the cut."""
+    discounted: Floats = np.where(ranks <= cut, 1.0 / np.log2(1.0 + ranks), 0.0)
     return discounted
+
+
+def reciprocals(ranks: Array) -> Floats:
+    """1 / rank; their mean is the MRR."""
+    inverse: Floats = 1.0 / ranks
+    return inverse
 
 
 def expected_gains(ranks: Array, pool: Array | int, negatives: int) -> Array:
@@ -126,49 +154,72 @@ def expected_gains(ranks: Array, pool: Array | int, negatives: int) -> Array:
     return expected
 
 
-def interval(per_user_X: Array, settings: EvaluationSettings) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over users; (0, 0) without users."""
-    count = len(per_user_X)
-    if count == 0:
-        return 0.0, 0.0
-    rng = np.random.default_rng([settings.seed, 29])
-    means = [float(per_user_X[rng.integers(count, size=count)].mean()) for _ in range(settings.resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """How intervals are made."""
+
+    resamples: int = 5000
+    seed: int = BOOTSTRAP_SEED
+
+    def means(self, values_SX: Floats) -> Floats:
+        """The mean of each resample, float64 [R]; users are resampled alike whatever the number of seeds."""
+        seeds, users = values_SX.shape
+        by_seed_RS = _shares(self.resamples, users, self.seed) @ values_SX.T
+        resampled: Floats = (by_seed_RS * _shares(self.resamples, seeds, self.seed + 1)).sum(axis=1)
+        return resampled
+
+    def interval(self, values_SX: Floats) -> list[float]:
+        """95 % interval of the mean, [low, high]; [0, 0] without users."""
+        return bounds(self.means(values_SX)) if values_SX.size else [0.0, 0.0]
 
 
-def summarise(ranks: Mapping[str, Array], settings: EvaluationSettings, *, ours: str, against: str) -> dict[str, Any]:
-    """Metrics of every scorer, and the paired difference of two.
-
-    Args:
-        ranks: scorer name -> int64 [W, X], see `rank_targets`.
-        settings: bootstrap and seed.
-        ours: scorer whose gain is reported,
-        against: over this one.
-
-    Returns:
-        `hr10`, `ndcg10` (name -> mean), `hr10_interval`, `ndcg10_interval` (name -> [low, high]), `OURS_minus_AGAINST`
-        (metric -> `mean`, `interval` of the paired difference), `test_users`, `draws`.
-    """
-    report: dict[str, Any] = {"test_users": 0, "draws": settings.draws}
-    for metric, measure in (("hr10", hits), ("ndcg10", gains)):
-        per_user = {name: measure(drawn).mean(axis=0) for name, drawn in ranks.items()}
-        report["test_users"] = len(per_user[ours])
-        report[metric] = {name: _mean(values) for name, values in per_user.items()}
-        report[f"{metric}_interval"] = {name: _rounded(interval(values, settings)) for name, values in per_user.items()}
-        if against in per_user:
-            paired = per_user[ours] - per_user[against]
-            difference = {"mean": _mean(paired), "interval": _rounded(interval(paired, settings))}
-            report.setdefault(f"{ours}_minus_{against}", {})[metric] = difference
-    return report
+@lru_cache(maxsize=16)
+def _shares(resamples: int, count: int, seed: int) -> Floats:
+    """How often each of `count` is in each resample of `count` draws, as shares; float64 [R, count]."""
+    rng = np.random.default_rng([seed, count])
+    shares: Floats = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples) / count
+    return shares
 
 
-def _mean(values: Array) -> float:
-    return round(float(values.mean()), 4) if len(values) else 0.0
+def bounds(resampled_R: Floats) -> list[float]:
+    """The central 95 % of resampled values, rounded."""
+    low, high = np.nanquantile(resampled_R, [0.025, 0.975]) if np.isfinite(resampled_R).any() else (np.nan, np.nan)
+    return [round(float(low), 5), round(float(high), 5)]
 
 
-def _rounded(pair: tuple[float, float]) -> list[float]:
-    return [round(value, 4) for value in pair]
+def summarise(values_SX: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
+    """`mean`, its `interval`, and each seed's mean (`by_seed`)."""
+    return {
+        "mean": round(float(values_SX.mean()), 5),
+        "interval": bootstrap.interval(values_SX),
+        "by_seed": [round(float(value), 5) for value in values_SX.mean(axis=1)],
+    }
+
+
+def difference(ours_SX: Floats, other_SX: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Ours minus the other's, paired, and the relative change of the means; `seeds` is how many pairs of seeds."""
+    ours_SX, other_SX = matched(ours_SX, other_SX)
+    ours_R, other_R = bootstrap.means(ours_SX), bootstrap.means(other_SX)
+    ours, other = float(ours_SX.mean()), float(other_SX.mean())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative_R = np.where(other_R > 0, ours_R / other_R - 1.0, np.nan)
+    return {
+        "mean": round(ours - other, 5),
+        "interval": bounds(ours_R - other_R),
+        "relative": round(ours / other - 1.0, 5) if other > 0 else None,
+        "relative_interval": bounds(relative_R) if other > 0 else None,
+        "seeds": len(ours_SX),
+    }
+
+
+def matched(ours_SX: Floats, other_SX: Floats) -> tuple[Floats, Floats]:
+    """Both with the same seeds: one without seeds is repeated, of unequal numbers the first ones are taken."""
+    if len(other_SX) == 1:
+        return ours_SX, np.broadcast_to(other_SX, ours_SX.shape)
+    if len(ours_SX) == 1:
+        return np.broadcast_to(ours_SX, other_SX.shape), other_SX
+    both = min(len(ours_SX), len(other_SX))
+    return ours_SX[:both], other_SX[:both]
 
 
 POPULARITY_BINS = 10

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from airserve import contract
 from airserve.errors import DataError
-from airserve.table.lookup import IntentTable, ranker_inputs
+from airserve.table.intents import IntentTable
 
 Array = npt.NDArray[Any]
 SPLITS = ("train", "valid", "test")
@@ -68,6 +68,13 @@ class Log:
         keys = self.starts * (len(self.domain_of_row) + 1) + self.rows
         novel[np.unique(keys, return_index=True)[1]] = True
         return novel
+
+    @property
+    def untrained_rows(self) -> npt.NDArray[np.int32]:
+        """int32, ascending: catalogue rows without any event of the `train` split; no id vector of them was learned."""
+        counts = np.bincount(self.rows[self.splits == 0], minlength=len(self.domain_of_row))
+        rows = np.flatnonzero(counts == 0).astype(np.int32)
+        return rows[rows >= contract.FIRST_ITEM_ROW]
 
     def digest(self) -> bytes:
         """Hash of all of it, so that a training knows its data again."""
@@ -193,7 +200,7 @@ class RankBatch:
     """Some examples, looked up."""
 
     inputs: tuple[Tensor, ...]
-    """The ranker's inputs without the candidates, in the contract's order."""
+    """What `Ranker.user_tree` takes, in its order; see `airserve.table.intents.Trees`."""
     target_rows_B: Tensor
     """int32."""
     places: Array
@@ -207,11 +214,10 @@ def rank_batches(
     order = np.argsort(np.minimum(targets - log.starts[targets], max_length), kind="stable")
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
-        request = make_request(log, targets[places], task, max_length)
-        inputs = ranker_inputs(request, table.lookup(request))
+        trees = table.trees(make_request(log, targets[places], task, max_length))
         yield RankBatch(
-            inputs=tuple(torch.from_numpy(inputs[spec.name]) for spec in contract.RANKER_INPUTS[:-1]),
-            target_rows_B=torch.from_numpy(inputs[contract.CANDIDATE_ROWS.name][:, 0]),
+            inputs=tuple(map(torch.from_numpy, trees)),
+            target_rows_B=torch.from_numpy(log.rows[targets[places]].astype(np.int32)),
             places=places,
         )
 

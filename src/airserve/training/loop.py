@@ -5,7 +5,6 @@ Every model here is trained by it: the sequence tower, the ID-only baseline and 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from airserve.errors import UserError
+from airserve.files import atomic_stream
 from airserve.progress import Progress
 from airserve.training.device import beside, device_of
 
@@ -124,7 +124,6 @@ class _State:
         """Write atomically."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         names = ("fingerprint", "epoch", "step", "best", "best_epoch", "best_weights", "done", "curve", "average")
         saved = {name: getattr(self, name) for name in names}
         saved |= {
@@ -132,9 +131,8 @@ class _State:
             "optimiser": self.optimiser.state_dict(),
             "random": torch.get_rng_state(),
         }
-        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
-        torch.save(saved, temporary)
-        os.replace(temporary, self.path)
+        with atomic_stream(self.path) as stream:
+            torch.save(saved, stream)
 
     def update_average(self, decay: float) -> None:
         """Move the average towards the weights; in the first steps faster, so that it forgets where it started."""

@@ -31,6 +31,7 @@ def sequence_loss(
     model: SequenceModel, batch: SequenceBatch, sampler: NegativeSampler, negatives: int, rng: np.random.Generator
 ) -> Tensor:
     """Sampled softmax at every position that has a target."""
+    model.redraw(rng)
     rows_BT = hidesome(batch.rows_BT, rng)
     states_BTH = model(rows_BT, batch.actions_BT, batch.ages_s_BT)
     asked_BT = batch.target_rows_BT != contract.PAD_ROW
@@ -64,6 +65,7 @@ def intent_loss(
         rng: of the negatives.
         apart: scores by a base trained without the examples' users.
     """
+    ranker.redraw(rng)
     device = batch.target_rows_B.device
     negative_rows_S, log_chance_S = (drawn.to(device) for drawn in sampler.draw(negatives, rng))
     rows_BC = torch.cat(

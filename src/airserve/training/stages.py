@@ -3,7 +3,8 @@
 1. Base: the sequence tower, on every position of the training histories.
 2. Intents: tree, retrieval, composition and head, on examples looked up as in serving, on their own score, or on what
    a second base leaves over that has not seen the examples (`TrainSettings.apart_share`).
-3. Blend: how much each part counts in the score, chosen by NDCG@10 on the `valid` split, as all checkpoints are.
+3. Blend: how much base, intents and what is met together count in the score, chosen by NDCG@10 on the `valid` split, as
+   all checkpoints are, with a share of its items made cold (`blend.py`).
 The ID-only baseline is trained as the base is: same data, loss, schedule and size, and at least as long.
 
 Shapes: X positions or examples, B examples of a batch, T window, C candidates, S negatives, H width.
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,17 +28,26 @@ from airserve.errors import DataError
 from airserve.model.losses import NegativeSampler
 from airserve.model.ranker import Ranker, RankerSettings, UserTree
 from airserve.model.sequence import SequenceModel
-from airserve.table.lookup import IntentTable
+from airserve.table.company import Company
+from airserve.table.intents import IntentTable
 from airserve.training import evaluation
-from airserve.training.baselines import popularity_scorer, sequence_scorer, target_counts
-from airserve.training.checkpoint import new_ranker
+from airserve.training.baselines import (
+    Recency,
+    cold_scorer,
+    company_scorer,
+    log_neighbours,
+    popularity_scorer,
+    sequence_scorer,
+    target_counts,
+)
+from airserve.training.blend import BlendTargets, Chosen, choose
+from airserve.training.checkpoint import Trained, new_ranker
 from airserve.training.device import CPU, device_of, moved
 from airserve.training.evaluation import EvaluationSettings, Scorer
 from airserve.training.examples import (
     Log,
     RankBatch,
     SequenceBatch,
-    Task,
     find_task,
     last_of_users,
     rank_batches,
@@ -46,11 +57,10 @@ from airserve.training.examples import (
     without_training,
 )
 from airserve.training.loop import FitReport, FitSettings, fit
+from airserve.training.measure import AIR, BASE, POPULARITY, SEQUENCE, WITHOUT_INTENTS, measure
 from airserve.training.objectives import intent_loss, sequence_loss
 
 logger = logging.getLogger("train_ranker")
-AIR, SEQUENCE, POPULARITY, BASE = "air", "sequence", "popularity", "base"
-BLEND_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 BLEND_TARGETS, BLEND_POOL = 1000, 1999
 """Valid targets that the blend is chosen on, and the rivals that each is ranked against."""
 BASE_SHARE, SEQUENCE_SHARE, INTENTS_SHARE, APART_SHARE = 0.25, 0.4, 0.3, 0.1
@@ -101,14 +111,6 @@ class TrainSettings:
     prefers popular items (LLMCDSR's does) and would choose models that do."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a training leaves."""
-
-    ranker: Ranker
-    metrics: dict[str, Any]
-
-
 class Training:
     """One training of all models on one log and one table."""
 
@@ -130,7 +132,10 @@ class Training:
             "items new to the user" if self.task.novel else "also items that the user knows",
         )
         counts = target_counts(log, self.task)
-        self.sampler = NegativeSampler(log.candidate_rows, counts[log.candidate_rows])
+        # Never drawn: items that are never a target. As negatives only, they would teach that what has no id is bad.
+        trained = np.setdiff1d(log.candidate_rows, log.untrained_rows)
+        rows = trained if trained.size else log.candidate_rows
+        self.sampler = NegativeSampler(rows, counts[rows])
         rng = np.random.default_rng([settings.seed, 5])
         self.valid = some(log.targets("valid"), settings.valid_examples, rng)
         if self.valid.size == 0:
@@ -173,11 +178,14 @@ class Training:
         s, log = self.settings, log or self.log
         users = len(np.unique(log.starts[log.splits == 0]))
         size = batch_size(users, s.steps_per_epoch, s.sequence_batch)
-        batches = sequence_batches(log, self.task, window=s.ranker.sequence.window, batch=size)
+        batches = sequence_batches(log, self.task, window=contract.WINDOW, batch=size)
 
         def loss(batch: SequenceBatch, rng: np.random.Generator) -> Tensor:
             return sequence_loss(model, batch, self.sampler, s.sequence_negatives, rng)
 
+        known_N = np.arange(len(log.domain_of_row)) >= contract.FIRST_ITEM_ROW
+        known_N[log.untrained_rows] = False
+        model.items.ids.set_known(torch.from_numpy(known_N))
         settings = replace(s.sequence_fit, budget_s=60 * s.minutes_budget * share, seed=s.seed)
         report = fit(
             f"training {name}",
@@ -194,7 +202,7 @@ class Training:
         return report
 
     def fit_intents(self, ranker: Ranker, share: float, apart: SequenceModel | None = None) -> FitReport:
-        """Train everything but the base on looked-up examples, then choose the blend.
+        """Train everything but the base on looked-up examples.
 
         Args:
             ranker: its base is trained.
@@ -216,7 +224,8 @@ class Training:
 
         def measure() -> float:
             intents = intent_scorer(ranker)
-            return self._valid_ndcg(intents if beside is None else summed(ranker, beside, intents))
+            both = [(1.0, intents)] if beside is None else [(float(ranker.base_scale), beside), (1.0, intents)]
+            return self._valid_ndcg(summed(both))
 
         beside = None if apart is None else sequence_scorer(apart)
         ranker.base.requires_grad_(False)
@@ -235,45 +244,32 @@ class Training:
         )
         ranker.base.requires_grad_(True)
         ranker.base_scale.requires_grad_(False)
-        self.choose_blend(ranker)
         return report
 
-    def choose_blend(self, ranker: Ranker) -> None:
-        """Set the weight of the base score beside the intent score by NDCG@10 on valid.
-
-        On more targets than training is stopped by, and as the mean over all draws of the reported protocol's
-        negatives from a pool: neighbours on the grid differ by less than one draw's noise.
-        """
+    def choose_blend(self, ranker: Ranker) -> Chosen:
+        """Set what base, intents and company count beside one another; see `blend.choose`."""
         targets = some(self.log.targets("valid"), BLEND_TARGETS, np.random.default_rng([self.settings.seed, 11]))
         if targets.size == 0:
             targets = self.valid
-        weights = self._weights(targets)
+        batches = list(rank_batches(self.table, self.log, targets, self.task, batch=8))
         pool = replace(self.valid_protocol, negatives=BLEND_POOL)
-        candidates = evaluation.draw_candidates(self.log, targets, pool)[0]
-        measured = dict.fromkeys(BLEND_GRID, 0.0)
-        base, intents = sequence_scorer(ranker.base), intent_scorer(ranker)
-        with torch.inference_mode():
-            for batch in rank_batches(self.table, self.log, targets, self.task, batch=8):
-                rows_BC = torch.from_numpy(candidates[batch.places])
-                pool_B = (rows_BC[:, 1:] != contract.PAD_ROW).sum(1).numpy()
-                base_BC, intent_BC = base(batch, rows_BC), intents(batch, rows_BC)
-                for scale in BLEND_GRID:
-                    ranks = evaluation.target_ranks(base_BC * scale + intent_BC, rows_BC).numpy()
-                    gains = evaluation.expected_gains(ranks, pool_B, self.settings.evaluation.negatives)
-                    measured[scale] += float((gains * weights[batch.places]).sum() / weights.sum())
-        # Of equal ones the one nearest to the trained blend.
-        best = max(measured, key=lambda scale: (measured[scale], -abs(scale - 1.0)))
-        ranker.base_scale.fill_(best)
-        logger.info("blend: base x %.2f, NDCG@10 %.4f on valid", best, measured[best])
+        setting = BlendTargets(
+            batches=batches,
+            candidates_XC=evaluation.draw_candidates(self.log, targets, pool)[0],
+            weights_X=self._weights(targets),
+            negatives=self.settings.evaluation.negatives,
+        )
+        return choose(ranker, self.log, setting, intent_scorer if ranker.settings.use_intents else None)
 
-    def run(self) -> Trained:
-        """Train and measure everything."""
+    def run(self) -> tuple[Trained, dict[str, Any]]:
+        """Train everything, and measure it; returns what was learned, and the metrics."""
         s, start = self.settings, time.monotonic()
         torch.manual_seed(s.seed)
         ranker = new_ranker(self.table, s.ranker).to(self.device)
         fits = {BASE: self.fit_sequence(BASE, ranker.base, BASE_SHARE)}
         torch.manual_seed(s.seed)
-        sequence = SequenceModel(self.item_vectors_NE, replace(s.ranker.sequence, use_item_vectors=False))
+        ids_only = replace(s.ranker.sequence, use_item_vectors=False, id_dropout=0.0)
+        sequence = SequenceModel(self.item_vectors_NE, ids_only)
         sequence = sequence.to(self.device)
         fits[SEQUENCE] = self.fit_sequence(SEQUENCE, sequence, SEQUENCE_SHARE)
         if s.ranker.use_intents:
@@ -282,84 +278,73 @@ class Training:
                 apart = SequenceModel(self.item_vectors_NE, s.ranker.sequence).to(self.device)
                 fits["base_apart"] = self.fit_apart(apart, APART_SHARE)
             fits["intents"] = self.fit_intents(ranker, INTENTS_SHARE - (APART_SHARE if apart else 0.0), apart)
+        company, base_without, company_without = self.choose_blend(ranker)
         scorers = {
-            AIR: air_scorer(ranker),
+            AIR: air_scorer(ranker, self.log, company),
             SEQUENCE: sequence_scorer(sequence),
             POPULARITY: popularity_scorer(self.log, self.task),
             BASE: sequence_scorer(ranker.base),
+            WITHOUT_INTENTS: summed(
+                [
+                    (base_without, sequence_scorer(ranker.base)),
+                    (company_without.scale, ranker_company(ranker, self.log, company_without)),
+                ]
+            ),
         }
         metrics = measure(self.table, self.log, self.task, scorers, s.evaluation)
         metrics["fits"] = {name: {"valid_ndcg10": round(r.best, 4), "epochs": r.epochs} for name, r in fits.items()}
         metrics["blend"] = {"base": float(ranker.base_scale), "intents": float(ranker.intent_scale)}  # type: ignore[arg-type]
+        metrics["company"] = vars(company)
         metrics["seconds"] = round(time.monotonic() - start, 1)
-        return Trained(ranker=ranker.cpu(), metrics=metrics)
-
-
-def measure(
-    table: IntentTable, log: Log, task: Task, scorers: dict[str, Scorer], settings: EvaluationSettings
-) -> dict[str, Any]:
-    """Metrics on the test split (on valid, where there is none), over all targets and by the target's domain."""
-    split = "test" if log.targets("test").size else "valid"
-    targets = some(log.targets(split), settings.users, np.random.default_rng([settings.seed, 3]))
-    if targets.size == 0:
-        raise DataError("behaviours: split", expected="test events", got="none", remedy="mark some events as test")
-    candidates = evaluation.draw_candidates(log, targets, settings)
-    batches = list(rank_batches(table, log, targets, task, batch=32))
-    ranks = evaluation.rank_targets(scorers, batches, candidates, title=f"measuring on {split}")
-    metrics = evaluation.summarise(ranks, settings, ours=AIR, against=SEQUENCE)
-    domains = log.domain_of_row[log.rows[targets]]
-    metrics["split"] = split
-    metrics["by_domain"] = {
-        log.domains[number]: evaluation.summarise(
-            {name: drawn[:, domains == number] for name, drawn in ranks.items()}, settings, ours=AIR, against=SEQUENCE
-        )
-        for number in np.unique(domains)
-    }
-    return metrics
-
-
-def evaluate_ranker(ranker: Ranker, table: IntentTable, log: Log, settings: EvaluationSettings) -> dict[str, Any]:
-    """Measure a trained ranker against popularity and against its own base, without training anything.
-
-    The ID-only baseline needs a training of its own: see `Training`.
-    """
-    task = find_task(log)
-    scorers = {
-        AIR: air_scorer(ranker),
-        BASE: sequence_scorer(ranker.base),
-        POPULARITY: popularity_scorer(log, task),
-    }
-    return measure(table, log, task, scorers, settings)
+        return Trained(ranker.cpu(), company, self.task), metrics
 
 
 def intent_scorer(ranker: Ranker) -> Scorer:
     """Scores by the intents alone; a batch's trees are made once, however often it is asked."""
-    serving = ranker.folded()
-    device = device_of(serving)
+    ranker.eval()
+    device = device_of(ranker)
+    with torch.no_grad():
+        queries_NH = ranker.queries.table()
     latest: list[tuple[RankBatch, UserTree]] = []
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
         if not latest or latest[0][0] is not batch:
-            latest[:] = [(batch, serving.user_tree(*moved(batch, device).inputs))]
-        return serving.intent_score(latest[0][1], candidate_rows_BC.to(device))[0].cpu()
+            # Training puts the modules back into its own mode; a scorer never drops anything.
+            ranker.eval()
+            latest[:] = [(batch, ranker.user_tree(*moved(batch, device).inputs))]
+        return ranker.intent_score(latest[0][1], candidate_rows_BC.to(device), queries_NH)[0].cpu()
 
     return score
 
 
-def air_scorer(ranker: Ranker) -> Scorer:
-    """Scores by the whole ranker, as in serving."""
-    base = sequence_scorer(ranker.base)
-    if not ranker.settings.use_intents:
-        return base
-    return summed(ranker, base, intent_scorer(ranker))
+def air_scorer(ranker: Ranker, log: Log | None = None, company: Company | None = None) -> Scorer:
+    """Scores by the whole ranker and by what is met together, as in serving; without a log by the ranker alone."""
+    parts = [(float(ranker.base_scale), sequence_scorer(ranker.base))]
+    if ranker.settings.use_intents:
+        parts.append((float(ranker.intent_scale), intent_scorer(ranker)))  # type: ignore[arg-type]
+    if log is not None and company is not None and company.scale:
+        parts.append((company.scale, ranker_company(ranker, log, company)))
+    if company is not None and company.cold_bias:
+        parts.append((company.cold_bias, cold_scorer(cast(Tensor, ranker.base.items.ids.known_N))))
+    return summed(parts)
 
 
-def summed(ranker: Ranker, base: Scorer, intents: Scorer) -> Scorer:
-    """Both scores, weighed as the ranker weighs them now."""
-    base_scale, intent_scale = float(ranker.base_scale), float(ranker.intent_scale)  # type: ignore[arg-type]
+def ranker_company(ranker: Ranker, log: Log, company: Company) -> Scorer:
+    """Scores by what is met together, new items by what items like them are met with."""
+    vectors_NE = cast(Tensor, ranker.item_vectors_NE).cpu().numpy()
+    recency = Recency(last=company.last, decay=company.decay)
+    return company_scorer(log_neighbours(log, company.shrinkage), vectors_NE, recency)
+
+
+def summed(parts: Sequence[tuple[float, Scorer]]) -> Scorer:
+    """Weighed sum of scores; what weighs nothing is not asked."""
+    parts = [part for part in parts if part[0]]
 
     def score(batch: RankBatch, candidate_rows_BC: Tensor) -> Tensor:
-        return base(batch, candidate_rows_BC) * base_scale + intents(batch, candidate_rows_BC) * intent_scale
+        total_BC = torch.zeros(candidate_rows_BC.shape)
+        for weight, scorer in parts:
+            total_BC = total_BC + weight * scorer(batch, candidate_rows_BC)
+        return total_BC
 
     return score
 

@@ -8,7 +8,7 @@ elsewhere); and `fused`, one Python model that does both in one process. docs/SE
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE, PLAN_FILE
 from airserve.contract import TensorSpec
 from airserve.errors import UserError
-from airserve.triton.config_names import ONNX_FILE, PADS, PLAN_FILE, QUEUE_SIZE, QUEUE_TIMEOUT_US, WARMUP_BATCHES
+from airserve.triton.config_names import PADS, QUEUE_SIZE, QUEUE_TIMEOUT_US, WARMUP_BATCHES
 from airserve.triton.warmup import warmup_request
 
 Target = Literal["embedded", "onnxruntime", "tensorrt"]
@@ -27,6 +28,8 @@ TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime", "tensorrt")
 Variant = Literal["stepwise", "fused"]
 DEFAULT_VARIANT: dict[Target, Variant] = {"embedded": "fused", "onnxruntime": "stepwise", "tensorrt": "stepwise"}
 """On one machine without a GPU the hand-over costs more than a step; a compiled backend needs the steps."""
+Sizes = Mapping[str, int]
+"""An encoder's H, E and X."""
 GRAPH_BATCHES = (1, 2, 4, 8, 16)
 """Batches that a CUDA graph is captured for; others launch their kernels one by one."""
 WARMUP_SIZE = 128
@@ -90,11 +93,14 @@ def _data_type(spec: TensorSpec) -> int:
     return int(pb.DataType.Value(f"TYPE_{spec.triton_dtype}"))
 
 
-def _add_tensors(config: Any, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], *, ragged: bool) -> None:
+def _add_tensors(
+    config: Any, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], sizes: Sizes, *, ragged: bool
+) -> None:
     for spec in inputs:
-        config.input.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims, allow_ragged_batch=ragged)
+        dims = spec.dims_for(sizes)
+        config.input.add(name=spec.name, data_type=_data_type(spec), dims=dims, allow_ragged_batch=ragged)
     for spec in outputs:
-        config.output.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims)
+        config.output.add(name=spec.name, data_type=_data_type(spec), dims=spec.dims_for(sizes))
 
 
 def _new(name: str, max_batch_size: int = contract.MAX_BATCH) -> Any:
@@ -139,56 +145,55 @@ def warmup_files() -> dict[str, bytes]:
     return {spec.name: request[spec.name].tobytes() for spec in contract.REQUEST}
 
 
-def _warm_up_with_zeros(config: Any) -> None:
-    """All zeros are a valid ranker input: padding everywhere. The axes have the profile's usual sizes."""
+def _warm_up_with_zeros(config: Any, sizes: Sizes) -> None:
+    """All zeros are a valid ranker input. The axes have the profile's usual sizes."""
     for batch in WARMUP_BATCHES:
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         for spec in contract.RANKER_INPUTS:
             tensor = warmup.inputs[spec.name]
             tensor.data_type = _data_type(spec)
-            sizes = zip(spec.axes[1:], spec.dims, strict=True)
-            tensor.dims.extend(contract.PROFILE[axis][1] if size < 0 else size for axis, size in sizes)
+            axes = zip(spec.axes[1:], spec.dims_for(sizes), strict=True)
+            tensor.dims.extend(contract.PROFILE[axis][1] if size < 0 else size for axis, size in axes)
             tensor.zero_data = True
 
 
 def fused_config(settings: ServingSettings) -> Any:
     """The public model as one Python model: lookup and graph in one process."""
     config = _new(contract.ENSEMBLE_MODEL, settings.max_drained)
-    _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=True)
+    _add_tensors(config, contract.REQUEST, contract.RESPONSE, {}, ragged=True)
     config.parameters["threads"].string_value = str(settings.ranker_threads)
     _python_model(config, settings, settings.ranker_instances)
     _warm_up_with_files(config)
     return config
 
 
-def lookup_config(target: Target, settings: ServingSettings) -> Any:
-    """`intent_lookup`: item ids to the rows, nodes and chains of the request's intent tree."""
+def lookup_config(target: Target, settings: ServingSettings, sizes: Sizes = contract.USUAL_SIZES) -> Any:
+    """`intent_lookup`: item ids to rows of an encoder and the weights of the request's intent tree."""
     pads = target != "embedded"
     config = _new(contract.LOOKUP_MODEL, settings.max_drained)
-    outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if pads else ()))
-    _add_tensors(config, contract.REQUEST, outputs, ragged=True)
+    _add_tensors(config, contract.REQUEST, contract.LOOKUP_OUTPUTS, sizes, ragged=True)
     config.parameters[PADS].string_value = str(int(pads))
     _python_model(config, settings, settings.lookup_instances)
     _warm_up_with_files(config)
     return config
 
 
-def _capture_graphs(config: Any) -> None:
-    """CUDA graphs for the usual shape class: some 400 small kernels are launched as one."""
+def _capture_graphs(config: Any, sizes: Sizes) -> None:
+    """CUDA graphs for the usual shape class: some 120 small kernels are launched as one."""
     config.optimization.cuda.graphs = True
     usual = contract.SHAPE_CLASSES[0]
     for batch in GRAPH_BATCHES:
         graph = config.optimization.cuda.graph_spec.add(batch_size=batch)
         for spec in contract.RANKER_INPUTS:
-            sizes = zip(spec.axes[1:], spec.dims, strict=True)
-            graph.input[spec.name].dim.extend(usual[axis] if size < 0 else size for axis, size in sizes)
+            axes = zip(spec.axes[1:], spec.dims_for(sizes), strict=True)
+            graph.input[spec.name].dim.extend(usual[axis] if size < 0 else size for axis, size in axes)
 
 
-def ranker_config(target: Target, settings: ServingSettings) -> Any:
-    """`intent_ranker`: tree weights, target-aware retrieval, composition and score."""
+def ranker_config(target: Target, settings: ServingSettings, sizes: Sizes = contract.USUAL_SIZES) -> Any:
+    """`intent_ranker`: sequence tower, target-aware retrieval, composition and score."""
     config = _new(contract.RANKER_MODEL, settings.max_drained if target == "embedded" else contract.MAX_BATCH)
-    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, ragged=target == "embedded")
-    _warm_up_with_zeros(config)
+    _add_tensors(config, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS, sizes, ragged=target == "embedded")
+    _warm_up_with_zeros(config, sizes)
     if target == "embedded":
         config.parameters["threads"].string_value = str(settings.ranker_threads)
         _python_model(config, settings, settings.ranker_instances)
@@ -197,7 +202,7 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
     config.backend = target
     config.version_policy.latest.num_versions = 1
     if target == "tensorrt":
-        _capture_graphs(config)
+        _capture_graphs(config, sizes)
     config.default_model_filename = PLAN_FILE if target == "tensorrt" else ONNX_FILE
     config.instance_group.add(
         kind=pb.ModelInstanceGroup.KIND_AUTO if target == "onnxruntime" else pb.ModelInstanceGroup.KIND_GPU,
@@ -206,21 +211,19 @@ def ranker_config(target: Target, settings: ServingSettings) -> Any:
     return config
 
 
-def ensemble_config(target: Target = "embedded") -> Any:
+def ensemble_config() -> Any:
     """`air`, the public model: the lookup, then the ranker."""
-    padded = contract.PADDED_HISTORY if target != "embedded" else {}
     config = _new(contract.ENSEMBLE_MODEL)
     config.platform = "ensemble"
-    _add_tensors(config, contract.REQUEST, contract.RESPONSE, ragged=False)
+    _add_tensors(config, contract.REQUEST, contract.RESPONSE, {}, ragged=False)
     lookup = config.ensemble_scheduling.step.add(model_name=contract.LOOKUP_MODEL, model_version=-1)
     ranker = config.ensemble_scheduling.step.add(model_name=contract.RANKER_MODEL, model_version=-1)
     for step, inputs, outputs in (
-        (lookup, contract.REQUEST, (*contract.LOOKUP_OUTPUTS, *padded.values())),
+        (lookup, contract.REQUEST, contract.LOOKUP_OUTPUTS),
         (ranker, contract.RANKER_INPUTS, contract.RANKER_OUTPUTS),
     ):
         for spec in inputs:
-            source = padded.get(spec.name, spec) if step is ranker else spec
-            step.input_map[spec.name] = source.name
+            step.input_map[spec.name] = spec.name
         for spec in outputs:
             step.output_map[spec.name] = spec.name
     return config
@@ -238,13 +241,15 @@ def render(config: Any) -> str:
     return head + str(text_format.MessageToString(config))
 
 
-def all_configs(target: Target, settings: ServingSettings | None = None) -> dict[str, str]:
-    """Model name to config.pbtxt text, for one target."""
+def all_configs(
+    target: Target, settings: ServingSettings | None = None, sizes: Sizes = contract.USUAL_SIZES
+) -> dict[str, str]:
+    """Model name to config.pbtxt text, for one target and an encoder's sizes."""
     settings = settings or ServingSettings()
     if settings.variant_for(target) == "fused":
         return {contract.ENSEMBLE_MODEL: render(fused_config(settings))}
     return {
-        contract.LOOKUP_MODEL: render(lookup_config(target, settings)),
-        contract.RANKER_MODEL: render(ranker_config(target, settings)),
-        contract.ENSEMBLE_MODEL: render(ensemble_config(target)),
+        contract.LOOKUP_MODEL: render(lookup_config(target, settings, sizes)),
+        contract.RANKER_MODEL: render(ranker_config(target, settings, sizes)),
+        contract.ENSEMBLE_MODEL: render(ensemble_config()),
     }

@@ -1,11 +1,5 @@
-"""Names of files inside a model version and of model parameters; standard library only, for Triton's Python models."""
+"""Names of model parameters; standard library only, for Triton's Python models. File names are in `artifacts.py`."""
 
-ONNX_FILE = "ranker.onnx"
-FP16_FILE = "ranker.fp16.onnx"
-PLAN_FILE = "model.plan"
-PLAN_MANIFEST = "plan.json"
-TABLE_FOLDER = "table"
-WARMUP_FOLDER = "warmup"
 FUSED_SOURCE = "intent_fused"
 """The Python model that does both steps in one process."""
 QUEUE_SIZE = "max_queue_size"

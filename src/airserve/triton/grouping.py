@@ -4,7 +4,7 @@ What limits it: a graph call costs a fixed part (some 400 small kernels) and mul
 sizes. On one core, 16 requests of L=C=128 took 0.6 of the CPU time of one by one; a small request padded to the
 largest sizes would take a multiple of its own. So requests of like size run together, and a very large one runs alone.
 
-Axes: B requests, L behaviours, C candidates, R chains, U nodes, as in `airserve.contract`.
+Axes: B requests, C candidates, R chains, as in `airserve.contract`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ class Extent(NamedTuple):
     """Sizes of one request, or of a padded group."""
 
     batch: int
-    behaviours: int
     candidates: int
     chains: int
-    nodes: int
 
     def joined(self, other: Extent) -> Extent:
         """Sizes when both are padded together."""
@@ -35,9 +33,7 @@ class Extent(NamedTuple):
 
     def cost(self) -> float:
         """Estimated multiply-adds of one graph call."""
-        per_request = self.candidates * (16_384 + 256 * self.chains) + self.behaviours * self.chains * (
-            self.nodes + 128
-        )
+        per_request = self.candidates * (16_384 + 384 * self.chains) + 45_000 * self.chains
         return self.batch * (FIXED_COST + per_request)
 
 
@@ -51,7 +47,7 @@ def group_by_size(extents: Sequence[Extent]) -> list[list[int]]:
         Indices of each group's requests; every index once, groups from small to large.
     """
     groups: list[list[int]] = []
-    padded, alone = Extent(0, 0, 0, 0, 0), 0.0
+    padded, alone = Extent(0, 0, 0), 0.0
     for at in sorted(range(len(extents)), key=lambda at: extents[at].cost()):
         own = extents[at].cost()
         together = padded.joined(extents[at])

@@ -10,10 +10,11 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
+from airserve.artifacts import MANIFEST_FILE, MODEL_CONFIG_FILE, TABLE_FOLDER
 from airserve.errors import ArtifactError
-from airserve.table.lookup import IntentTable
+from airserve.table.lookup import ServedTable
 from airserve.triton.admission import Admission
-from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US, TABLE_FOLDER
+from airserve.triton.config_names import QUEUE_SIZE, QUEUE_TIMEOUT_US
 from airserve.triton.model_metrics import ModelMetrics
 
 PATIENCE_S = 0.03
@@ -34,7 +35,7 @@ def admission_of(parameters: dict[str, str]) -> Admission:
     missing = [name for name in (QUEUE_SIZE, QUEUE_TIMEOUT_US) if name not in parameters]
     if missing:
         raise ArtifactError(
-            "config.pbtxt",
+            MODEL_CONFIG_FILE,
             expected=f"the parameters {QUEUE_SIZE} and {QUEUE_TIMEOUT_US}",
             got=f"no {' and no '.join(missing)}",
             remedy="write the repository again with build/write_repository.py",
@@ -58,13 +59,13 @@ def file_of(args: dict[str, str], name: str) -> str:
     return os.path.join(args["model_repository"], args["model_version"], name)
 
 
-def table_metrics(table: IntentTable, args: dict[str, str]) -> ModelMetrics:
+def table_metrics(table: ServedTable, args: dict[str, str]) -> ModelMetrics:
     """The counters of a model that serves a table; its file's time is when it was published."""
-    return ModelMetrics(table.table_version, os.stat(file_of(args, f"{TABLE_FOLDER}/manifest.json")).st_mtime)
+    return ModelMetrics(table.table_version, os.stat(file_of(args, f"{TABLE_FOLDER}/{MANIFEST_FILE}")).st_mtime)
 
 
-def look_up(table: IntentTable, request: Any, metrics: ModelMetrics) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A request's own tensors, and what the table says about them.
+def look_up(table: ServedTable, request: Any, metrics: ModelMetrics) -> dict[str, Any]:
+    """What the table says about a request's tensors.
 
     Raises:
         InvalidRequestError: if it breaks the contract.
@@ -74,7 +75,9 @@ def look_up(table: IntentTable, request: Any, metrics: ModelMetrics) -> tuple[di
     found = table.lookup(tensors)
     for value in found[contract.COVERAGE.name][:, 0]:
         metrics.observe_coverage(float(value))
-    return tensors, found
+    unknown = int(found[contract.UNKNOWN_COUNT.name].sum())
+    metrics.count_candidates(found[contract.UNKNOWN_MASK.name].size, unknown)
+    return found
 
 
 def refusal(message: str, code: int | None = None) -> Any:

@@ -24,6 +24,8 @@ COVERAGE = "airserve_coverage"
 BATCH_SIZE = "airserve_batch_size"
 SECONDS = "airserve_execution_seconds"
 REFUSED = "airserve_refused_requests"
+CANDIDATES = "airserve_candidates"
+UNKNOWN = "airserve_unknown_candidates"
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     COVERAGE: ("Share of a request's behaviours that have intents", (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)),
     BATCH_SIZE: ("Requests executed together", (1, 2, 4, 8, 16, 32, 64, 128)),
@@ -60,6 +62,9 @@ class ModelMetrics:
                 self._counter(f"{name}_{part}", about)
         self._counter(REFUSED, "Requests refused, by tensor or reason")
         if table_version is not None:
+            self._counter(CANDIDATES, "Candidates asked for")
+            self._counter(UNKNOWN, "Candidates asked for that the table does not know")
+        if table_version is not None:
             self._gauge("airserve_table_version", "Version of the table served", float(table_version))
             self._gauge("airserve_table_published_seconds", "When the table was written, Unix time", published_s)
             self._gauge("airserve_table_loaded_seconds", "When the table was loaded, Unix time", time.time())
@@ -80,6 +85,12 @@ class ModelMetrics:
     def observe_coverage(self, coverage: float) -> None:
         """One request was looked up."""
         self._observed.append((COVERAGE, coverage, 1))
+
+    def count_candidates(self, asked: int, unknown: int) -> None:
+        """Candidates were looked up."""
+        self._observed.append((CANDIDATES, "", asked))
+        if unknown:
+            self._observed.append((UNKNOWN, "", unknown))
 
     def count_refusal(self, reason: str, times: int = 1) -> None:
         """Requests were refused."""
@@ -104,7 +115,7 @@ class ModelMetrics:
         for _ in range(len(self._observed)):
             name, value, times = self._observed.popleft()
             if isinstance(value, str):
-                counts[name, "reason", value] += times
+                counts[(name, "reason", value) if value else (name, "", "")] += times
                 continue
             for key in _BUCKET_KEYS[name][bisect_left(HISTOGRAMS[name][1], value) :]:
                 counts[key] += times

@@ -21,14 +21,8 @@ Array = npt.NDArray[Any]
 
 def extent_of(inputs: Mapping[str, Array]) -> Extent:
     """Sizes of one call's ranker inputs."""
-    batch, behaviours = inputs[contract.BEHAVIOUR_ROWS.name].shape
-    return Extent(
-        batch,
-        behaviours,
-        inputs[contract.CANDIDATE_ROWS.name].shape[1],
-        inputs[contract.CHAIN_SLOTS.name].shape[1],
-        inputs[contract.TREE_NODES.name].shape[1],
-    )
+    batch, candidates = inputs[contract.CANDIDATE_PRIOR.name].shape
+    return Extent(batch, candidates, inputs[contract.CHAIN_BIAS.name].shape[1])
 
 
 def pad_to_class(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -37,4 +31,4 @@ def pad_to_class(inputs: Mapping[str, Array]) -> dict[str, Array]:
     Args:
         inputs: the tensors of `contract.RANKER_INPUTS`.
     """
-    return pad(inputs, contract.shape_class(dict(zip("LCRU", extent_of(inputs)[1:], strict=True))))
+    return pad(inputs, contract.shape_class(dict(zip("CR", extent_of(inputs)[1:], strict=True))))

@@ -9,14 +9,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from airserve import contract
+from airserve.artifacts import (
+    MANIFEST_FILE,
+    MODEL_CONFIG_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+    PLAN_MANIFEST,
+    SERVING_FOLDER,
+    TABLE_FOLDER,
+    WARMUP_FOLDER,
+)
 from airserve.errors import ArtifactError
 from airserve.export.tensorrt import check_plan
 from airserve.triton.config import ServingSettings, Target, all_configs, warmup_files
-from airserve.triton.config_names import FUSED_SOURCE, ONNX_FILE, PLAN_FILE, PLAN_MANIFEST, TABLE_FOLDER, WARMUP_FOLDER
+from airserve.triton.config_names import FUSED_SOURCE
 
 VERSION = "1"
 MODEL_SOURCE = '''"""Source: airserve/triton/python_models/{name}.py."""
@@ -40,37 +51,50 @@ class RepositorySource:
 
     def __post_init__(self) -> None:
         for path, script in (
-            (self.tables / "serving" / "manifest.json", "offline/build_tables.py"),
-            (self.engine / "manifest.json", "build/export_onnx.py"),
+            (self.tables / SERVING_FOLDER / MANIFEST_FILE, "offline/encode_table.py"),
+            (self.engine / MANIFEST_FILE, "build/export_onnx.py"),
         ):
             if not path.exists():
                 raise ArtifactError(str(path), expected="a manifest", got="no such file", remedy=f"run {script} first")
 
 
-def check_same_catalogue(source: RepositorySource) -> None:
-    """Refuse a table and a ranker that were made for different catalogues or vocabularies.
+def check_same_encoder(source: RepositorySource) -> dict[str, int]:
+    """Refuse a table whose rows another encoder made than the engine belongs to.
+
+    Returns:
+        The encoder's sizes.
 
     Raises:
         ArtifactError: naming both sides.
     """
-    table = json.loads((source.tables / "serving" / "manifest.json").read_text())
-    engine = json.loads((source.engine / "manifest.json").read_text())
-    for key in ("contract_version", "catalogue_sha256", "vocabulary_sha256"):
+    table = json.loads((source.tables / SERVING_FOLDER / MANIFEST_FILE).read_text())
+    engine = json.loads((source.engine / MANIFEST_FILE).read_text())
+    for key, remedy in (
+        ("contract_version", "make both again with this release"),
+        ("encoder", "make the table's rows with this engine: offline/encode_table.py"),
+    ):
         if table.get(key) != engine.get(key):
             raise ArtifactError(
                 f"{source.engine} with {source.tables}",
-                expected=f"{key} {table.get(key)} (the table's)",
-                got=f"{engine.get(key)} (the engine's)",
-                remedy="train and export the ranker on this table, or serve the table it was trained on",
+                expected=f"{key} {engine.get(key)} (the engine's)",
+                got=f"{table.get(key)} (the table's)",
+                remedy=remedy,
             )
+    sizes: dict[str, int] = engine["sizes"]
+    return sizes
 
 
-def write_static(folder: Path, target: Target, settings: ServingSettings | None = None) -> None:
+def write_static(
+    folder: Path,
+    target: Target,
+    settings: ServingSettings | None = None,
+    sizes: Mapping[str, int] = contract.USUAL_SIZES,
+) -> None:
     """Write what does not depend on data: config.pbtxt files, Python models and warm-up requests."""
-    for name, text in all_configs(target, settings).items():
+    for name, text in all_configs(target, settings, sizes).items():
         version = folder / name / VERSION
         version.mkdir(parents=True, exist_ok=True)
-        (folder / name / "config.pbtxt").write_text(text)
+        (folder / name / MODEL_CONFIG_FILE).write_text(text)
         if 'backend: "python"' in text:
             source = FUSED_SOURCE if name == contract.ENSEMBLE_MODEL else name
             (version / "model.py").write_text(MODEL_SOURCE.format(name=source))
@@ -92,7 +116,7 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
         ArtifactError: when table and engine do not fit, or the target's engine file is missing.
     """
     fused = source.settings.variant_for(source.target) == "fused"
-    check_same_catalogue(source)
+    sizes = check_same_encoder(source)
     engine_file = PLAN_FILE if source.target == "tensorrt" else ONNX_FILE
     if not (source.engine / engine_file).exists():
         raise ArtifactError(
@@ -105,10 +129,10 @@ def write_repository(source: RepositorySource, out: Path) -> Path:
         check_plan(source.engine)
     fresh = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
-    write_static(fresh, source.target, source.settings)
+    write_static(fresh, source.target, source.settings, sizes)
     table_model = contract.ENSEMBLE_MODEL if fused else contract.LOOKUP_MODEL
     engine_model = contract.ENSEMBLE_MODEL if fused else contract.RANKER_MODEL
-    shutil.copytree(source.tables / "serving", fresh / table_model / VERSION / TABLE_FOLDER)
+    shutil.copytree(source.tables / SERVING_FOLDER, fresh / table_model / VERSION / TABLE_FOLDER)
     shutil.copy2(source.engine / engine_file, fresh / engine_model / VERSION / engine_file)
     if source.target == "tensorrt":
         shutil.copy2(source.engine / PLAN_MANIFEST, fresh / engine_model / VERSION / PLAN_MANIFEST)

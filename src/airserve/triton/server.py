@@ -30,9 +30,9 @@ from types import TracebackType
 from typing import Any
 
 from airserve import contract
+from airserve.artifacts import PLAN_MANIFEST
 from airserve.errors import EngineError, UserError
 from airserve.export.runtime import check_runtime, runtime
-from airserve.triton.config_names import PLAN_MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ class TritonServer:
         # The stub finds its packages through the `python` on PATH; PYTHONPATH does not reach it.
         env["PYTHONHOME"] = sys.base_prefix
         env["PATH"] = f"{site.parents[2] / 'bin'}:{env.get('PATH', '')}"
-        env["OMP_NUM_THREADS"] = "1"
+        env["OMP_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = "1"
         env["PYTHONDONTWRITEBYTECODE"] = "1"
         return env
 

@@ -14,6 +14,8 @@ import struct
 import time
 from pathlib import Path
 
+from airserve.files import write_bytes
+
 FOLDER = Path("/dev/shm")
 """The Python backend needs it too."""
 NUMBER = struct.Struct("=d")
@@ -37,9 +39,7 @@ class SpeedNote:
         self._path = path
         self._map: mmap.mmap | None = None
         if write:
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(NUMBER.pack(0.0))
-            fresh.rename(path)
+            write_bytes(path, NUMBER.pack(0.0))
             self._open()
 
     def _open(self) -> None:

@@ -11,16 +11,16 @@ import time
 from typing import Any
 
 from airserve import contract
-from airserve.table.lookup import IntentTable, ranker_inputs
+from airserve.artifacts import ONNX_FILE, TABLE_FOLDER
+from airserve.table.lookup import ServedTable, ranker_inputs
 from airserve.triton.batch_model import Job
-from airserve.triton.config_names import ONNX_FILE, TABLE_FOLDER
 from airserve.triton.model_answers import file_of, look_up, parameters_of, settle, table_metrics
 from airserve.triton.padding import extent_of
 from airserve.triton.ranker_session import RankerSession
 from airserve.triton.ranking_model import COMPUTED, RankingModel
 from airserve.triton.warmup import warmup_requests
 
-LOOKED_UP = (contract.COVERAGE.name, contract.TABLE_VERSION.name)
+LOOKED_UP = [spec.name for spec in contract.LOOKED_UP]
 
 
 class TritonPythonModel:
@@ -29,9 +29,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open table and graph, check that they fit, and run both once at the usual sizes."""
         settings = parameters_of(args)
-        table = IntentTable.open(file_of(args, TABLE_FOLDER))
+        table = ServedTable.open(file_of(args, TABLE_FOLDER))
         ranker = RankerSession(file_of(args, ONNX_FILE), threads=int(settings["threads"]))
-        ranker.check_table(table.manifest.catalogue_sha256, table.manifest.vocabulary_sha256)
+        ranker.check_encoder(table.manifest.encoder)
         self.model = FusedModel(settings, table, ranker, args)
         settle()
 
@@ -48,19 +48,19 @@ class FusedModel(RankingModel):
     """Looks up when it reads a request."""
 
     def __init__(
-        self, settings: dict[str, str], table: IntentTable, ranker: RankerSession, args: dict[str, str]
+        self, settings: dict[str, str], table: ServedTable, ranker: RankerSession, args: dict[str, str]
     ) -> None:
         super().__init__(contract.ENSEMBLE_MODEL, settings, table_metrics(table, args), ranker)
         self.table = table
         for request in warmup_requests(table.items):
             began = time.perf_counter()
-            inputs = ranker_inputs(request, table.lookup(request))
+            inputs = ranker_inputs(table.lookup(request))
             ranker.run([inputs], COMPUTED)
             self.admission.learn(extent_of(inputs).cost(), time.perf_counter() - began)
 
     def prepare(self, request: Any) -> Job:
         """The request with what its items mean."""
-        tensors, found = look_up(self.table, request, self.metrics)
-        inputs = ranker_inputs(tensors, found)
+        found = look_up(self.table, request, self.metrics)
+        inputs = ranker_inputs(found)
         known = {name: found[name] for name in LOOKED_UP}
         return Job(request=request, cost=extent_of(inputs).cost(), inputs=inputs, found=known)

@@ -1,4 +1,4 @@
-"""Triton Python model `intent_lookup`: item ids in, the ids of the request's intent tree out.
+"""Triton Python model `intent_lookup`: item ids in, rows and weights for the ranker out.
 
 One call handles all requests that Triton's dynamic batcher put together; each keeps its own lengths (ragged batch).
 A request that breaks the contract is answered with INVALID_ARGUMENT and does not touch its neighbours. One that the
@@ -13,9 +13,10 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
-from airserve.table.lookup import IntentTable, ranker_inputs
+from airserve.artifacts import TABLE_FOLDER
+from airserve.table.lookup import ServedTable, ranker_inputs
 from airserve.triton.batch_model import BatchModel, Job
-from airserve.triton.config_names import PADS, TABLE_FOLDER
+from airserve.triton.config_names import PADS
 from airserve.triton.model_answers import file_of, look_up, parameters_of, settle, table_metrics
 from airserve.triton.padding import extent_of, pad_to_class
 from airserve.triton.speed_note import Pace, SpeedNote, note_path
@@ -26,7 +27,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Map the table that lies beside this model's version; a damaged or foreign one stops the load."""
-        table = IntentTable.open(file_of(args, TABLE_FOLDER))
+        table = ServedTable.open(file_of(args, TABLE_FOLDER))
         self.model = LookupModel(parameters_of(args), table, args)
         settle()
 
@@ -42,11 +43,10 @@ class TritonPythonModel:
 class LookupModel(BatchModel):
     """Its answers are made when it reads a request."""
 
-    def __init__(self, settings: dict[str, str], table: IntentTable, args: dict[str, str]) -> None:
+    def __init__(self, settings: dict[str, str], table: ServedTable, args: dict[str, str]) -> None:
         super().__init__(contract.LOOKUP_MODEL, settings, table_metrics(table, args), late=False)
         self.table = table
         self.pads = settings.get(PADS) == "1"
-        self.outputs = (*contract.LOOKUP_OUTPUTS, *(contract.PADDED_HISTORY.values() if self.pads else ()))
         ranker = SpeedNote(note_path(contract.RANKER_MODEL), write=False)
         # A compiled backend notes no speed, and has a queue that Triton bounds.
         self.pace = None if self.pads else Pace(ranker, self.admission.budget_s)
@@ -57,10 +57,10 @@ class LookupModel(BatchModel):
 
     def prepare(self, request: Any) -> Job:
         """The request with its tree."""
-        tensors, found = look_up(self.table, request, self.metrics)
-        inputs = ranker_inputs(tensors, found)
+        found = look_up(self.table, request, self.metrics)
+        inputs = ranker_inputs(found)
         if self.pads:
-            found = padded({**found, **inputs})
+            found |= pad_to_class(inputs)
         if self.pace is not None:
             self.pace.take(extent_of(inputs).cost())
         return Job(request=request, cost=1.0, found=found)
@@ -68,13 +68,8 @@ class LookupModel(BatchModel):
     def answer(self, jobs: list[Job], given_up: Callable[[Job], bool]) -> list[Any]:
         """The trees, one by one."""
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(spec.name, job.found[spec.name]) for spec in self.outputs])
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(spec.name, job.found[spec.name]) for spec in contract.LOOKUP_OUTPUTS]
+            )
             for job in jobs
         ]
-
-
-def padded(tensors: dict[str, Any]) -> dict[str, Any]:
-    """What was looked up in the shape of its class, the history under its padded names."""
-    alike = pad_to_class({spec.name: tensors[spec.name] for spec in contract.RANKER_INPUTS})
-    history = {spec.name: alike[name] for name, spec in contract.PADDED_HISTORY.items()}
-    return {**tensors, **alike, **history}

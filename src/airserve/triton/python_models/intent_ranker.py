@@ -12,8 +12,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from airserve import contract
+from airserve.artifacts import ONNX_FILE
 from airserve.triton.batch_model import Job
-from airserve.triton.config_names import ONNX_FILE
 from airserve.triton.model_answers import file_of, instances_of, parameters_of, settle
 from airserve.triton.model_metrics import ModelMetrics
 from airserve.triton.padding import extent_of
