@@ -1,7 +1,7 @@
 """Which requests of a dynamic batch are padded together.
 
-What limits it: a graph call costs a fixed part (some 400 small kernels) and multiply-adds that grow with the padded
-sizes. On one core, 16 requests of L=C=128 took 0.6 of the CPU time of one by one; a small request padded to the
+What limits it: a graph call costs a fixed part (some 120 small kernels) and multiply-adds that grow with the padded
+sizes. On one core, 12 requests of L=C=128 took 0.75 of the CPU time of one by one; a small request padded to the
 largest sizes would take a multiple of its own. So requests of like size run together, and a very large one runs alone.
 
 Axes: B requests, C candidates, R chains, as in `airserve.contract`.
