@@ -53,7 +53,7 @@ def main(
         overload_size: L and C of the overload's requests; the largest keep small what refusing takes of the cores.
         sizes: also measure latency against L and C.
         rows: measure nothing but what a table of so many items costs, grown from the given one; same engine.
-        scratch: where the grown table is written for the time (0.9 kB an item); the temporary folder when left out.
+        scratch: where the grown table is written for the time (1.1 kB an item); the temporary folder when left out.
     """
     bench = ServingBench(rounds=rounds, seconds=seconds, concurrency=concurrency)
     settings = ServingSettings(variant=variant)

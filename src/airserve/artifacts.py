@@ -42,7 +42,7 @@ TITLE_VECTORS_FILE = "title_vectors.npy"
 INTENTS_FOLDER = "intents"
 """Of a tables folder: the intent table, ids and frozen vectors, that rankers are trained on."""
 SERVING_FOLDER = "serving"
-"""The published table, memory-mapped by the server; its arrays are named by `table.format.file_name`."""
+"""The published table that a server opens; its arrays are named by `table.format.file_name`."""
 
 # Ranker folder.
 RANKER_FILE = "ranker.safetensors"

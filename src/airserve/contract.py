@@ -40,7 +40,6 @@ CHAINS_PER_CANDIDATE = 8
 MIN_CHAINS = CHAINS_PER_CANDIDATE
 """A tree is handed over with at least so many, padded: the best K of fewer than K cannot be taken."""
 MAX_DEPTH = 4
-MAX_TREE_NODES = 1 + MAX_CHAINS * MAX_DEPTH
 MAX_EVIDENCE = 4
 WINDOW = 64
 """Latest behaviours that the sequence tower sees."""

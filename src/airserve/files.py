@@ -50,10 +50,10 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
         if stat.S_IMODE(part.stat().st_mode) != mode:
             part.chmod(mode)
         if sync:
-            _sync(part)
+            sync_path(part)
         os.replace(part, path)
         if sync:
-            _sync(path.parent)
+            sync_path(path.parent)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -156,7 +156,7 @@ def _create(path: Path) -> int:
         os.close(descriptor)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -64,7 +64,7 @@ def measure_growth(
     Args:
         tables: tables folder.
         engine: folder with the exported graph.
-        scratch: an empty folder on a disk with room (0.9 kB an item).
+        scratch: an empty folder on a disk with room (1.1 kB an item).
         rows: items of the grown table.
         settings: of both servers.
         rounds: blocks of calls of each.

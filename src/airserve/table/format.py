@@ -1,4 +1,4 @@
-"""The memory-mapped form of tables: their files, their manifests and the checks at opening.
+"""The form of published tables: their files, their manifests and the checks at opening.
 
 Two kinds of table hold the same ids. The *intent table* (`tables/intents/`) has the frozen vectors of items and nodes;
 a ranker is trained on it. The *served table* (`tables/serving/`) has the rows that an encoder made of them, what goes

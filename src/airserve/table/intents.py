@@ -47,7 +47,7 @@ class IntentTable(KindIndex[IntentArrays]):
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool | None = None) -> IntentTable:
-        """Memory-map an `intents/` folder of tables; see `format.read_table`.
+        """Open an `intents/` folder of tables; see `format.read_table`.
 
         Raises:
             ArtifactError: if it is missing, damaged, incomplete, or made for another contract.

@@ -1,7 +1,7 @@
 """Look a batch of requests up in a published table: item ids in, the ranker's rows and weights out.
 
 Runs once per call inside Triton's Python backend: standard library and NumPy (1.26 and 2.x) only. No LLM and no
-network: binary searches and gathers in memory-mapped arrays, then one small weighted tree per request. What limits it:
+network: binary searches and gathers in arrays, then one small weighted tree per request. What limits it:
 some 90 NumPy calls of 1 to 10 us a request.
 
 Shapes: B requests, L behaviours, T window, C candidates, P paths per behaviour, R chains, D levels, U tree nodes,
@@ -119,7 +119,7 @@ class ServedTable(KindIndex[ServedArrays]):
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool | None = None) -> ServedTable:
-        """Memory-map a `serving/` folder; see `format.read_table`.
+        """Open a `serving/` folder; see `format.read_table`.
 
         Raises:
             ArtifactError: if it is missing, damaged, incomplete, or made for another contract.

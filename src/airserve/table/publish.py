@@ -15,7 +15,7 @@ import numpy as np
 
 from airserve import contract
 from airserve.artifacts import MANIFEST_FILE
-from airserve.files import atomic_stream, write_text
+from airserve.files import atomic_stream, sync_path, write_text
 from airserve.table.format import (
     FORMATS,
     Arrays,
@@ -84,7 +84,7 @@ def publish_table(
         )
         write_text(temporary / MANIFEST_FILE, manifest.to_json(), sync=True)
         _take_name(temporary, folder)
-        _sync_folder(folder.parent)
+        sync_path(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
@@ -104,14 +104,6 @@ def _write_arrays(folder: Path, arrays: Arrays) -> tuple[dict[str, str], dict[st
 def _version_of(content: list[Any]) -> int:
     text = json.dumps([contract.CONTRACT_VERSION, *content], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - _VERSION_BITS)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _take_name(new: Path, folder: Path) -> None:
